@@ -1,0 +1,47 @@
+// RMSNorm, with an optional residual added first.
+//
+//   s = x + residual (rounded to dtype), or s = x when there is no residual
+//   rstd[r] = 1 / sqrt(mean_d(s[r, d]^2) + eps)
+//   y[r, d] = s[r, d] * rstd[r] * (weight[d] + weight_offset)
+//
+// Source: Zhang & Sennrich 2019, arXiv:1910.07467, eq. 4.
+// Rows are contiguous inside; `*_stride` is the distance between rows, in elements. Outputs are contiguous.
+#pragma once
+
+#include <cstdint>
+
+#include "dtype.h"
+
+namespace llmsys {
+
+struct RMSNormForward {
+  const void* x;         // (rows, dim) dtype
+  const void* residual;  // (rows, dim) dtype, or null
+  const void* weight;    // (dim,) weight_dtype
+  void* sum;             // (rows, dim) dtype; null exactly when residual is
+  void* y;               // (rows, dim) dtype
+  float* rstd;           // (rows,)
+  int64_t rows, dim;
+  int64_t x_stride, residual_stride;
+  float eps, weight_offset;
+  DType dtype, weight_dtype;  // weight_dtype is dtype or float32
+};
+
+// dx is the gradient of s: with a residual, of x and of residual alike.
+// dweight is summed in `chunks` runs of consecutive rows, then over the runs in order: the same bits every time.
+struct RMSNormBackward {
+  const void* dy;    // (rows, dim) dtype
+  const void* dsum;  // (rows, dim) dtype: gradient that reaches s directly; or null
+  const void* s;     // (rows, dim) dtype
+  const void* weight;
+  const float* rstd;  // (rows,)
+  void* dx;           // (rows, dim) dtype
+  void* dweight;      // (dim,) weight_dtype
+  float* partial;     // (chunks, dim) scratch
+  int64_t rows, dim, chunks;
+  int64_t dy_stride, dsum_stride, s_stride;
+  float weight_offset;
+  DType dtype, weight_dtype;
+};
+
+}  // namespace llmsys

@@ -1,0 +1,40 @@
+"""What this process runs on: environment variables and optional packages.
+
+The only file that reads `os.environ`, and the only one that asks whether an optional package is installed.
+"""
+
+import importlib.util
+import os
+from functools import lru_cache
+
+
+def forced_implementations() -> dict[str, str]:
+    """`LLMSYS_IMPL=rms_norm=triton,swiglu=reference` as {"rms_norm": "triton", "swiglu": "reference"}."""
+    forced = {}
+    for entry in filter(None, os.environ.get("LLMSYS_IMPL", "").split(",")):
+        op, separator, implementation = entry.partition("=")
+        if not (op and separator and implementation):
+            raise ValueError(f"llmsys.env: LLMSYS_IMPL entry {entry!r}, expected op=implementation")
+        forced[op.strip()] = implementation.strip()
+    return forced
+
+
+def forced_cpu_isa() -> str | None:
+    """`LLMSYS_CPU_ISA`: the instruction set the CPU kernels must use, or None for the best this machine has."""
+    return os.environ.get("LLMSYS_CPU_ISA") or None
+
+
+def explain_choices() -> bool:
+    """`LLMSYS_EXPLAIN=1`: print each op's chosen implementation the first time it is chosen."""
+    return os.environ.get("LLMSYS_EXPLAIN", "") not in ("", "0")
+
+
+def triton_interpreted() -> bool:
+    """`TRITON_INTERPRET=1`: Triton runs its kernels on CPU tensors, slowly, for tests."""
+    return os.environ.get("TRITON_INTERPRET", "") in ("1", "true", "on", "yes")
+
+
+@lru_cache(maxsize=None)
+def has(package: str) -> bool:
+    """Whether `package` can be imported, found without importing it."""
+    return importlib.util.find_spec(package) is not None
