@@ -34,4 +34,12 @@ struct AdamW {
   DType param_dtype, grad_dtype;
 };
 
+namespace cpu {
+void adamw(const AdamW& args);
+}  // namespace cpu
+
+namespace cuda {
+void adamw(const AdamW& args, void* stream);
+}  // namespace cuda
+
 }  // namespace llmsys

@@ -20,7 +20,7 @@ struct RMSNormForward {
   const void* weight;    // (dim,) weight_dtype
   void* sum;             // (rows, dim) dtype; null exactly when residual is
   void* y;               // (rows, dim) dtype
-  float* rstd;           // (rows,)
+  float* rstd;           // (rows,), or null when no backward follows
   int64_t rows, dim;
   int64_t x_stride, residual_stride;
   float eps, weight_offset;
@@ -43,5 +43,15 @@ struct RMSNormBackward {
   float weight_offset;
   DType dtype, weight_dtype;
 };
+
+namespace cpu {
+void rms_norm_forward(const RMSNormForward& args);
+void rms_norm_backward(const RMSNormBackward& args);
+}  // namespace cpu
+
+namespace cuda {
+void rms_norm_forward(const RMSNormForward& args, void* stream);
+void rms_norm_backward(const RMSNormBackward& args, void* stream);
+}  // namespace cuda
 
 }  // namespace llmsys

@@ -29,4 +29,14 @@ struct SwiGLUBackward {
   DType dtype;
 };
 
+namespace cpu {
+void swiglu_forward(const SwiGLUForward& args);
+void swiglu_backward(const SwiGLUBackward& args);
+}  // namespace cpu
+
+namespace cuda {
+void swiglu_forward(const SwiGLUForward& args, void* stream);
+void swiglu_backward(const SwiGLUBackward& args, void* stream);
+}  // namespace cuda
+
 }  // namespace llmsys

@@ -1,0 +1,62 @@
+#include "dispatch.h"
+
+#include <fstream>
+#include <string>
+
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
+namespace llmsys::cpu {
+
+bool has_isa(Isa isa) {
+#if defined(__x86_64__)
+  // These builtins also ask the operating system whether it saves the wide registers.
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  return isa == Isa::baseline || (isa == Isa::avx2 && avx2) || (isa == Isa::avx512 && avx2 && avx512);
+#else
+  return isa == Isa::baseline;
+#endif
+}
+
+namespace {
+
+Isa best() {
+  if (has_isa(Isa::avx512)) return Isa::avx512;
+  if (has_isa(Isa::avx2)) return Isa::avx2;
+  return Isa::baseline;
+}
+
+Isa chosen = best();
+
+}  // namespace
+
+Isa isa() { return chosen; }
+
+void select_isa(Isa isa) { chosen = isa; }
+
+int64_t last_level_cache_bytes() {
+  // The kernel's own table: sysconf counts every cache of an AMD package as one.
+  static const int64_t bytes = [] {
+    int64_t largest = 0;
+    for (int index = 0; index < 8; ++index) {
+      std::ifstream file("/sys/devices/system/cpu/cpu0/cache/index" + std::to_string(index) + "/size");
+      int64_t kibibytes = 0;
+      if (file >> kibibytes && kibibytes * 1024 > largest) largest = kibibytes * 1024;
+    }
+    return largest;
+  }();
+  return bytes;
+}
+
+int max_threads() {
+#if defined(_OPENMP)
+  return omp_get_max_threads();
+#else
+  return 1;
+#endif
+}
+
+}  // namespace llmsys::cpu

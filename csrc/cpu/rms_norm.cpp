@@ -1,0 +1,183 @@
+#include "../rms_norm.h"
+
+#include "dispatch.h"
+#include "parallel.h"
+#include "simd.h"
+#include "stream.h"
+
+namespace llmsys::cpu::LLMSYS_ISA {
+namespace {
+
+template <class T>
+float sum_of_squares(const T* x, int64_t dim) {
+  F32 sums[4] = {};
+  int64_t d = 0;
+  for (; d + 4 * kLanes <= dim; d += 4 * kLanes)
+    for (int i = 0; i < 4; ++i) {
+      F32 v = load(x + d + i * kLanes);
+      sums[i] = sums[i] + v * v;
+    }
+  for (; d < dim; d += kLanes) {
+    F32 v = dim - d < kLanes ? load(x + d, int(dim - d)) : load(x + d);
+    sums[0] = sums[0] + v * v;
+  }
+  return reduce_add((sums[0] + sums[1]) + (sums[2] + sums[3]));
+}
+
+// s = x + residual, rounded; read back below as it was stored.
+template <class T>
+void add_row(const T* x, const T* residual, T* sum, int64_t dim) {
+  for_each_pair(
+      dim,
+      [&](int64_t d) {
+        store_pair<false>(sum + d, load(x + d) + load(residual + d), load(x + d + kLanes) + load(residual + d + kLanes));
+      },
+      [&](int64_t d, int count) { store(sum + d, load(x + d, count) + load(residual + d, count), count); });
+}
+
+template <bool kStream, class T, class W>
+void scale_row(const T* s, const W* weight, T* y, int64_t dim, float rstd, float weight_offset) {
+  for_each_pair(
+      dim,
+      [&](int64_t d) {
+        F32 low = load(s + d) * rstd * (load(weight + d) + weight_offset);
+        F32 high = load(s + d + kLanes) * rstd * (load(weight + d + kLanes) + weight_offset);
+        store_pair<kStream>(y + d, low, high);
+      },
+      [&](int64_t d, int count) {
+        store(y + d, load(s + d, count) * rstd * (load(weight + d, count) + weight_offset), count);
+      });
+}
+
+template <bool kStream, class T, class W>
+void forward(const RMSNormForward& args) {
+  const T* x = static_cast<const T*>(args.x);
+  const T* residual = static_cast<const T*>(args.residual);
+  const W* weight = static_cast<const W*>(args.weight);
+  T* sum = static_cast<T*>(args.sum);
+  T* y = static_cast<T*>(args.y);
+  const int64_t dim = args.dim;
+  parallel_for(args.rows, grain_of(2 * dim * sizeof(T)), [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const T* s = x + row * args.x_stride;
+      if (residual) {
+        add_row(s, residual + row * args.residual_stride, sum + row * dim, dim);
+        s = sum + row * dim;
+      }
+      float rstd = 1.0f / __builtin_sqrtf(sum_of_squares(s, dim) / float(dim) + args.eps);
+      if (args.rstd) args.rstd[row] = rstd;
+      scale_row<kStream>(s, weight, y + row * dim, dim, rstd, args.weight_offset);
+    }
+    if (kStream) stream_fence();
+  });
+}
+
+// sum_d(dy * weight * s)
+template <class T, class W>
+float weighted_dot(const T* dy, const T* s, const W* weight, int64_t dim, float weight_offset) {
+  F32 sums[2] = {};
+  for_each_pair(
+      dim,
+      [&](int64_t d) {
+        for (int i = 0; i < 2; ++i) {
+          int64_t at = d + i * kLanes;
+          sums[i] = sums[i] + load(dy + at) * (load(weight + at) + weight_offset) * load(s + at);
+        }
+      },
+      [&](int64_t d, int count) {
+        sums[0] = sums[0] + load(dy + d, count) * (load(weight + d, count) + weight_offset) * load(s + d, count);
+      });
+  return reduce_add(sums[0] + sums[1]);
+}
+
+template <bool kStream, class T, class W>
+void backward_row(const T* dy, const T* dsum, const T* s, const W* weight, T* dx, float* dweight, int64_t dim, float rstd,
+                  float weight_offset) {
+  // dx = rstd * (dy * w - s * rstd^2 * mean(dy * w * s)) + dsum
+  const float projection =
+      weighted_dot(dy, s, weight, dim, weight_offset) / float(dim) * rstd * rstd * rstd;
+  auto gradient = [&](F32 g, F32 v, F32 w) { return g * (w + weight_offset) * rstd - v * projection; };
+  for_each_pair(
+      dim,
+      [&](int64_t d) {
+        F32 out[2];
+        for (int i = 0; i < 2; ++i) {
+          int64_t at = d + i * kLanes;
+          F32 g = load(dy + at), v = load(s + at);
+          store(dweight + at, load(dweight + at) + g * (v * rstd));
+          out[i] = gradient(g, v, load(weight + at));
+          if (dsum) out[i] = out[i] + load(dsum + at);
+        }
+        store_pair<kStream>(dx + d, out[0], out[1]);
+      },
+      [&](int64_t d, int count) {
+        F32 g = load(dy + d, count), v = load(s + d, count);
+        store(dweight + d, load(dweight + d, count) + g * (v * rstd), count);
+        F32 out = gradient(g, v, load(weight + d, count));
+        if (dsum) out = out + load(dsum + d, count);
+        store(dx + d, out, count);
+      });
+}
+
+template <bool kStream, class T, class W>
+void backward(const RMSNormBackward& args) {
+  const T* dy = static_cast<const T*>(args.dy);
+  const T* dsum = static_cast<const T*>(args.dsum);
+  const T* s = static_cast<const T*>(args.s);
+  const W* weight = static_cast<const W*>(args.weight);
+  T* dx = static_cast<T*>(args.dx);
+  W* dweight = static_cast<W*>(args.dweight);
+  const int64_t dim = args.dim, rows = args.rows, chunks = args.chunks;
+  // The runs of rows are the same however many threads share them, so dweight's bits are too.
+  parallel_for(chunks, grain_of(3 * rows / (chunks > 0 ? chunks : 1) * dim * sizeof(T)), [&](int64_t begin, int64_t end) {
+    for (int64_t chunk = begin; chunk < end; ++chunk) {
+      float* partial = args.partial + chunk * dim;
+      memset(partial, 0, dim * sizeof(float));
+      for (int64_t row = rows * chunk / chunks; row < rows * (chunk + 1) / chunks; ++row)
+        backward_row<kStream>(dy + row * args.dy_stride, dsum ? dsum + row * args.dsum_stride : nullptr,
+                              s + row * args.s_stride, weight, dx + row * dim, partial, dim, args.rstd[row],
+                              args.weight_offset);
+    }
+    if (kStream) stream_fence();
+  });
+  parallel_for(dim, grain_of(chunks * sizeof(float)), [&](int64_t begin, int64_t end) {
+    for (int64_t d = begin; d < end; d += kLanes) {
+      int count = end - d < kLanes ? int(end - d) : kLanes;
+      F32 sum = {};
+      for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+        const float* partial = args.partial + chunk * dim + d;
+        sum = sum + (count == kLanes ? load(partial) : load(partial, count));
+      }
+      store(dweight + d, sum, count);
+    }
+  });
+}
+
+// Calls visit(T{}, W{}) with the C++ types of (dtype, weight_dtype).
+template <class Visit>
+void with_types(DType dtype, DType weight_dtype, Visit visit) {
+  with_type(dtype, [&](auto x) { weight_dtype == DType::float32 ? visit(x, float{}) : visit(x, x); });
+}
+
+}  // namespace
+
+void rms_norm_forward(const RMSNormForward& args) {
+  with_types(args.dtype, args.weight_dtype, [&](auto x, auto weight) {
+    using T = decltype(x);
+    using W = decltype(weight);
+    worth_streaming<T>(args.rows, args.dim, args.y) ? forward<true, T, W>(args) : forward<false, T, W>(args);
+  });
+}
+
+void rms_norm_backward(const RMSNormBackward& args) {
+  with_types(args.dtype, args.weight_dtype, [&](auto x, auto weight) {
+    using T = decltype(x);
+    using W = decltype(weight);
+    worth_streaming<T>(args.rows, args.dim, args.dx) ? backward<true, T, W>(args) : backward<false, T, W>(args);
+  });
+}
+
+}  // namespace llmsys::cpu::LLMSYS_ISA
+
+LLMSYS_DISPATCH(rms_norm_forward, RMSNormForward)
+LLMSYS_DISPATCH(rms_norm_backward, RMSNormBackward)

@@ -1,0 +1,47 @@
+"""Checks of a public function's arguments that several ops share. Each message says what was given and what works."""
+
+from __future__ import annotations
+
+import torch
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def norm(op: str, x: torch.Tensor, weight: torch.Tensor, eps: float) -> None:
+    """x (..., D) of a float dtype, weight (D,) of the same dtype or float32, on one device; D > 0; eps >= 0."""
+    dtype, shape, weight_shape = x.dtype, x.shape, weight.shape
+    if dtype not in FLOATS:
+        raise TypeError(f"llmsys.{op}: x is {dtype}, expected one of {_names(FLOATS)}")
+    if weight.dtype is not dtype and (weight.dtype is not torch.float32 or dtype is torch.float64):
+        raise TypeError(f"llmsys.{op}: weight is {weight.dtype}, expected {dtype} (x's) or torch.float32")
+    if len(weight_shape) != 1 or not shape or shape[-1] != weight_shape[0] or weight_shape[0] == 0:
+        raise ValueError(
+            f"llmsys.{op}: x has shape {tuple(shape)} and weight {tuple(weight_shape)}, "
+            "expected x (..., D) and weight (D,) with D > 0"
+        )
+    if x.device != weight.device:
+        raise ValueError(f"llmsys.{op}: x is on {x.device} and weight on {weight.device}, expected one device")
+    if not eps >= 0:
+        raise ValueError(f"llmsys.{op}: eps is {eps}, expected a number >= 0")
+
+
+def same(op: str, **tensors: torch.Tensor) -> None:
+    """Tensors (..., D) of one shape, float dtype and device."""
+    (first_name, first), *others = tensors.items()
+    dtype, shape, device = first.dtype, first.shape, first.device
+    if dtype not in FLOATS:
+        raise TypeError(f"llmsys.{op}: {first_name} is {dtype}, expected one of {_names(FLOATS)}")
+    if not shape:
+        raise ValueError(f"llmsys.{op}: {first_name} has no dimension, expected (..., D)")
+    for name, tensor in others:
+        if tensor.dtype is not dtype:
+            raise TypeError(f"llmsys.{op}: {name} is {tensor.dtype}, expected {dtype}, as {first_name} is")
+        if tensor.shape != shape or tensor.device != device:
+            raise ValueError(
+                f"llmsys.{op}: {name} has shape {tuple(tensor.shape)} on {tensor.device}, "
+                f"expected {tuple(shape)} on {device}, as {first_name} has"
+            )
+
+
+def _names(dtypes: tuple) -> str:
+    return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)

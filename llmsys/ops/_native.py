@@ -1,0 +1,101 @@
+"""What native implementations share: where kernels come from, and how tensors become rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch  # before _C, so that the process has one OpenMP runtime: torch's
+
+from llmsys import env
+
+try:
+    from llmsys import _C
+except ImportError as error:
+    raise ImportError(
+        "llmsys._C, the native kernels, cannot be imported, expected it beside the package; "
+        "run `make setup` in a checkout or `pip install .`"
+    ) from error
+
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # csrc/dtype.h
+
+if (_isa := env.forced_cpu_isa()) is not None:
+    _C.cpu.select_isa(_isa)
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The native functions for one device: `module.rms_norm_forward(…)` and the stream to run on."""
+
+    name: str
+    device: str
+    module: ModuleType | None
+    missing: str = ""  # why `module` is None
+
+    def launch(self, function: str) -> Callable:
+        """The native function of this name, with the stream that torch works on as its last argument."""
+        if self.module is None:  # why_not has refused before this is called
+            return lambda *args: None
+        run = getattr(self.module, function)
+        if self.device != "cuda":
+            return lambda *args: run(*args, 0)
+        return lambda *args: run(*args, torch.cuda.current_stream().cuda_stream)
+
+    def floats(self, *shape: int, like: torch.Tensor) -> torch.Tensor:
+        """An uninitialised float32 tensor where `like` is."""
+        if self.device == "cpu":  # naming the device costs a microsecond
+            return torch.empty(*shape, dtype=torch.float32)
+        return torch.empty(*shape, dtype=torch.float32, device=like.device)
+
+    def why_not(self, tensor: torch.Tensor, *args: object) -> str | None:
+        """None when these kernels can read `tensor`, an op's first argument, else why not."""
+        if tensor.dtype in DTYPES and self.module is not None:
+            return None
+        return self.missing if self.module is None else f"no kernel for {tensor.dtype}"
+
+
+CPU = Kernels("cpu", "cpu", _C.cpu)
+CUDA = Kernels("cuda", "cuda", getattr(_C, "cuda", None), "llmsys was built without nvcc")
+
+
+def rows_of(x: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """`x` and the distance between its rows, in elements; a copy where no one distance fits or rows have gaps.
+
+    Shapes     x (..., D), any strides
+    """
+    if x.is_contiguous():
+        return x, x.shape[-1]
+    if x.stride(-1) == 1 or x.shape[-1] == 1:
+        pitch = _pitch(x)
+        if pitch is not None:
+            return x, pitch
+    return x.contiguous(), x.shape[-1]
+
+
+def _pitch(x: torch.Tensor) -> int | None:
+    """The one distance between consecutive rows of `x`, or None."""
+    pitch, span = None, 0
+    for size, stride in zip(reversed(x.shape[:-1]), reversed(x.stride()[:-1]), strict=True):
+        if size == 1:
+            continue
+        if pitch is None:
+            pitch, span = stride, stride * size
+        elif stride != span:
+            return None
+        else:
+            span = stride * size
+    return x.shape[-1] if pitch is None else pitch
+
+
+def check_out(op: str, out: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """`out`, if a kernel can write a result shaped like `like` there.
+
+    Errors     ValueError unless out is contiguous with like's shape, dtype and device
+    """
+    if out.shape != like.shape or out.dtype != like.dtype or out.device != like.device or not out.is_contiguous():
+        raise ValueError(
+            f"llmsys.{op}: out is {tuple(out.shape)} {out.dtype} on {out.device}, strides {out.stride()}, "
+            f"expected contiguous {tuple(like.shape)} {like.dtype} on {like.device}"
+        )
+    return out

@@ -1,0 +1,346 @@
+"""One op = one contract and an ordered list of implementations.
+
+The contract is a pair of schemas in the notation of `torch.library`:
+
+    forward    (Tensor x, Tensor weight, float eps=1e-6) -> (Tensor y, Tensor rstd)
+    backward   (Tensor dy, Tensor x, Tensor weight, Tensor rstd, float eps) -> (Tensor dx, Tensor dweight)
+
+Everything else follows from the names. `y` is public because the backward takes its gradient `dy`; `rstd` is not: it is
+kept for the backward. What the backward asks for is saved; `dx` and `dweight` go to `x` and `weight`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from llmsys import env
+from llmsys.ops._schema import Schema
+
+_library = torch.library.Library("llmsys", "FRAGMENT")
+_ops: dict[str, Op] = {}
+_forced: ContextVar[dict[str, str]] = ContextVar("llmsys_forced", default=env.forced_implementations())
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+_in_functorch = torch._C._are_functorch_transforms_active  # as torch.autograd.Function.apply asks it
+_EXPLAIN = env.explain_choices()
+
+
+@dataclass(frozen=True)
+class Impl:
+    """One way to compute an op, on tensors of `devices` (None: of any). `why_not(*args)` is None when it can run, else
+    one short reason.
+
+    `forward` and `backward` are pure functions of tensors with the op's schema as signature. Both take `out=`: the large
+    results are then written there. `infer`, where there is one, is `forward` without what only a backward needs.
+    """
+
+    name: str
+    forward: Callable
+    backward: Callable | None = None
+    why_not: Callable[..., str | None] = lambda *args: None
+    devices: tuple[str, ...] | None = None
+    infer: Callable | None = None
+
+    def reason(self, device: str, args: tuple) -> str | None:
+        """Why this cannot run on `args`, which are on `device`; None when it can."""
+        if self.devices is not None and device not in self.devices:
+            return f"runs on {' and '.join(self.devices)} tensors, given {device}"
+        return self.why_not(*args)
+
+
+def triton(module: str) -> Impl:
+    """The Triton implementation whose `forward` and `backward` are in `module`, which is imported at first use."""
+
+    def why_not(*args: Any) -> str | None:
+        if not env.has("triton"):
+            return "triton is not installed"
+        return "no kernel for torch.float64" if _first_tensor(args).dtype == torch.float64 else None
+
+    def call(name: str) -> Callable:
+        return lambda *args, **kwargs: getattr(importlib.import_module(module), name)(*args, **kwargs)
+
+    devices = ("cuda", "cpu") if env.triton_interpreted() else ("cuda",)
+    return Impl("triton", call("forward"), call("backward"), why_not, devices)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Which implementation of an op would run, and why those before it would not."""
+
+    op: str
+    chosen: str | None
+    reasons: dict[str, str | None]  # implementation → None when it can run, else why not
+
+    def __str__(self) -> str:
+        lines = [f"{self.op}: {self.chosen or 'nothing can run'}"]
+        for name, reason in self.reasons.items():
+            lines.append(f"  {name:<10} {'chosen' if name == self.chosen else reason or 'could run'}")
+        return "\n".join(lines)
+
+
+class _Candidates(dict):
+    """Device type → the implementations for it, in order; made at first use of each device."""
+
+    def __init__(self, implementations: list[Impl]) -> None:
+        self.implementations = implementations
+
+    def __missing__(self, device: str) -> list[Impl]:
+        self[device] = [i for i in self.implementations if i.devices is None or device in i.devices]
+        return self[device]
+
+
+class Op:
+    """The contract of one op: calling it picks an implementation, runs it, and records its gradient.
+
+    Inside `torch.func` transforms, and for gradients of gradients (`create_graph=True`), the reference runs: only its
+    formula can be differentiated further.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        forward: str,
+        backward: str | None,
+        implementations: list[Impl],
+        shared_gradients: dict[str, str] | None = None,  # {"residual": "dx"}: dx is residual's gradient as well
+    ) -> None:
+        self.name = name
+        self.implementations = {implementation.name: implementation for implementation in implementations}
+        self.forward_schema = Schema(forward)
+        self.backward_schema = Schema(backward) if backward else None
+        self._candidates = _Candidates(implementations)
+        self._explained: set[str] = set()
+        self._tensors = [i for i, argument in enumerate(self.forward_schema.arguments) if argument.type == "Tensor"]
+        _ops[name] = self
+        self._define_node()
+        if self.backward_schema:
+            self._plan_backward(shared_gradients or {})
+
+    # ---- selection ----
+
+    def select(self, *args: Any) -> Impl:
+        """The first implementation that can run on these arguments, or the forced one."""
+        forced = _forced.get()
+        if forced and self.name in forced:
+            return self._forced_implementation(forced[self.name], args)
+        first = args[0] if self._tensors else _first_tensor(args)
+        for implementation in self._candidates["cpu" if first.is_cpu else first.device.type]:
+            if implementation.why_not(*args) is None:
+                if _EXPLAIN and implementation.name not in self._explained:
+                    self._explained.add(implementation.name)
+                    print(self.explain(*args))
+                return implementation
+        raise RuntimeError(f"llmsys.{self.name}: no implementation can run\n{self.explain(*args)}")
+
+    def explain(self, *args: Any) -> Explanation:
+        """Which implementation these arguments would get, without running it."""
+        args = self.forward_schema.complete(self.name, args)
+        device = _first_tensor(args).device.type
+        reasons = {name: implementation.reason(device, args) for name, implementation in self.implementations.items()}
+        forced = _forced.get().get(self.name)
+        can_run = (name for name, reason in reasons.items() if reason is None and forced in (None, name))
+        return Explanation(self.name, next(can_run, None), reasons)
+
+    def _forced_implementation(self, name: str, args: tuple) -> Impl:
+        if name not in self.implementations:
+            raise ValueError(f"llmsys.{self.name}: forced to {name!r}, expected one of {list(self.implementations)}")
+        reason = self.implementations[name].reason(_first_tensor(args).device.type, args)
+        if reason is not None:
+            raise RuntimeError(f"llmsys.{self.name}: forced to {name!r}, which cannot run: {reason}")
+        return self.implementations[name]
+
+    # ---- calling ----
+
+    def __call__(self, *args: Any, out: Any = None) -> Any:
+        """Run on `args`, which the public function has checked: every argument of the schema, in order."""
+        needs_grad, plain = False, True
+        for i in self._tensors:
+            tensor = args[i]
+            needs_grad = needs_grad or tensor.requires_grad
+            plain = plain and type(tensor) in _PLAIN
+        if (
+            torch.compiler.is_compiling() or not plain
+        ):  # a graph that is traced, or a subclass: both know what a node is
+            if out is not None:
+                raise ValueError(
+                    f"llmsys.{self.name}: out= given under torch.compile, expected none; the compiler plans memory"
+                )
+            return self._public(self.node(*args))
+        if _in_functorch():  # torch.func transforms what is plain PyTorch, and nothing else
+            return self._public(self.implementations["reference"].forward(*args, out=out))
+        implementation = self.select(*args)
+        if needs_grad and self.backward_schema and torch.is_grad_enabled():
+            if out is not None:
+                raise ValueError(
+                    f"llmsys.{self.name}: out= given while a gradient is recorded, expected none; "
+                    "use torch.no_grad() or tensors without requires_grad"
+                )
+            return self._record(self, implementation, *args)
+        if implementation.infer is not None:
+            return implementation.infer(*args, out=out)
+        return self._public(implementation.forward(*args, out=out))
+
+    def _public(self, results: Any) -> Any:
+        """The public ones among the forward's results."""
+        if not isinstance(results, (tuple, list)):
+            return results
+        return results[0] if self._num_public == 1 else tuple(results[: self._num_public])
+
+    # ---- gradient: one autograd.Function in eager code, the same two steps for the node ----
+
+    def _plan_backward(self, shared_gradients: dict[str, str]) -> None:
+        forward, backward = self.forward_schema, self.backward_schema
+        self._num_public = sum(f"d{name}" in backward.names for name in forward.results)
+        sources = {name: i for i, name in enumerate((*forward.names, *forward.results))}
+        gradients = {f"d{name}": i for i, name in enumerate(forward.results)}
+        # For each argument of the backward: the gradient of a result, a saved tensor, or a constant.
+        self._backward_plan, self._saved, self._constants = [], [], []
+        for argument in backward.arguments:
+            if argument.name in gradients:
+                self._backward_plan.append(
+                    ("optional" if argument.type == "Tensor?" else "grad", gradients[argument.name])
+                )
+            elif argument.type == "Tensor":
+                self._backward_plan.append(("saved", len(self._saved)))
+                self._saved.append(sources[argument.name])
+            else:
+                self._backward_plan.append(("constant", len(self._constants)))
+                self._constants.append(sources[argument.name])
+        # For each argument of the forward: which result of the backward is its gradient.
+        received = {name: i for i, name in enumerate(backward.results)}
+        self._gradient_of = [received.get(shared_gradients.get(name, f"d{name}")) for name in forward.names]
+        # Past Function.apply's own wrapper, a third of its cost: it is there for functorch, which __call__ has ruled out.
+        self._record = super(torch.autograd.Function, type(self.name, (_Function,), {})).apply
+        torch.library.register_autograd(
+            f"llmsys::{self.name}",
+            lambda ctx, *grads: self._backward(ctx, grads, self.backward_node),
+            setup_context=lambda ctx, inputs, output: self._save(ctx, inputs, output),
+            lib=_library,
+        )
+
+    def _save(self, ctx: Any, inputs: tuple, results: Any) -> None:
+        values = (*inputs, *results) if isinstance(results, (tuple, list)) else (*inputs, results)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*[values[i] for i in self._saved])
+        ctx.constants = [inputs[i] for i in self._constants]
+        if self._num_public > 1:  # a result that nothing reads gets no gradient: remember the zeros that it stands for
+            ctx.likes = [(result.shape, result.dtype, result.device) for result in results[: self._num_public]]
+
+    def _backward(self, ctx: Any, grads: tuple, run: Callable) -> tuple:
+        saved, args = ctx.saved_tensors, []
+        for kind, i in self._backward_plan:
+            if kind == "saved":
+                args.append(saved[i])
+            elif kind == "constant":
+                args.append(ctx.constants[i])
+            elif kind == "grad" and grads[i] is None:
+                shape, dtype, device = ctx.likes[i]
+                args.append(torch.zeros(shape, dtype=dtype, device=device))
+            else:
+                args.append(grads[i])
+        results = run(*args)
+        results = results if isinstance(results, (tuple, list)) else (results,)
+        return tuple(None if i is None else results[i] for i in self._gradient_of)
+
+    # ---- torch.library node ----
+
+    def _define_node(self) -> None:
+        self._num_public = len(self.forward_schema.results)
+        self.node = self._define(
+            self.name, self.forward_schema, lambda *args: self.select(*args).forward(*args), "forward"
+        )
+        if self.backward_schema:
+            self.backward_node = self._define(
+                f"{self.name}_backward", self.backward_schema, self._run_backward_node, "backward"
+            )
+
+    def _define(self, name: str, schema: Schema, run: Callable, direction: str) -> Any:
+        _library.define(name + schema.text, tags=(torch.Tag.pt2_compliant_tag,))
+        _library.impl(name, run, "CompositeExplicitAutograd")
+        # The reference, run on tensors without data, tells the shapes.
+        torch.library.register_fake(
+            f"llmsys::{name}", getattr(self.implementations["reference"], direction), lib=_library
+        )
+        return getattr(torch.ops.llmsys, name).default
+
+    def _run_backward_node(self, *args: Any) -> Any:
+        # Selection asks about forward arguments; one that the backward does not keep is stood in for by the first
+        # gradient, which has its shape, dtype and device.
+        known = dict(zip(self.backward_schema.names, args, strict=True))
+        first = _first_tensor(args)
+        stand_ins = [known.get(argument.name, first) for argument in self.forward_schema.arguments]
+        return self.select(*stand_ins).backward(*args)
+
+
+class _Function(torch.autograd.Function):
+    """Eager autograd of every op, through a subclass of the op's name."""
+
+    @staticmethod
+    def forward(ctx: Any, op: Op, implementation: Impl, *args: Any) -> Any:
+        results = implementation.forward(*args)
+        op._save(ctx, args, results)
+        ctx.op, ctx.implementation = op, implementation
+        return op._public(results)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple:
+        op = ctx.op
+        # create_graph=True: only the reference's formula can itself be differentiated.
+        implementation = op.implementations["reference"] if torch.is_grad_enabled() else ctx.implementation
+        return None, None, *op._backward(ctx, grads, implementation.backward)
+
+
+def _first_tensor(args: tuple) -> torch.Tensor:
+    for arg in args:
+        if isinstance(arg, torch.Tensor):
+            return arg
+        if isinstance(arg, (list, tuple)) and arg:
+            return _first_tensor(tuple(arg))
+    raise AssertionError("an op has at least one tensor argument")
+
+
+def get(op: str) -> Op:
+    """The op of this name."""
+    if op not in _ops:
+        raise ValueError(f"llmsys.ops.get: {op!r}, expected one of {sorted(_ops)}")
+    return _ops[op]
+
+
+def names() -> list[str]:
+    """Every op's name, sorted."""
+    return sorted(_ops)
+
+
+def explain(op: str, *args: Any) -> Explanation:
+    """Which implementation of `op` these arguments would get, and why not the others; nothing is run.
+
+    Errors     ValueError if there is no such op, or an argument without a default is missing
+    """
+    return get(op).explain(*args)
+
+
+@contextmanager
+def use(**implementations: str) -> Iterator[None]:
+    """Force implementations inside a `with` block: `with llmsys.use(rms_norm="triton"): …`
+
+    Errors     ValueError for an op or an implementation that does not exist; RuntimeError at the call if it cannot run
+    """
+    check_forced(implementations)
+    token = _forced.set({**_forced.get(), **implementations})
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def check_forced(implementations: dict[str, str]) -> None:
+    """Raise ValueError unless every name is of an op and of one of its implementations."""
+    for op, implementation in implementations.items():
+        if implementation not in get(op).implementations:
+            raise ValueError(f"llmsys.use: {op}={implementation!r}, expected one of {list(get(op).implementations)}")
