@@ -5,7 +5,7 @@ The only file that reads `os.environ`, and the only one that asks whether an opt
 
 import importlib.util
 import os
-from functools import lru_cache
+from functools import cache
 
 
 def forced_implementations() -> dict[str, str]:
@@ -34,7 +34,7 @@ def triton_interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "") in ("1", "true", "on", "yes")
 
 
-@lru_cache(maxsize=None)
+@cache
 def has(package: str) -> bool:
     """Whether `package` can be imported, found without importing it."""
     return importlib.util.find_spec(package) is not None

@@ -9,19 +9,11 @@ namespace llmsys::cpu::LLMSYS_ISA {
 namespace {
 
 template <class T>
-float sum_of_squares(const T* x, int64_t dim) {
-  F32 sums[4] = {};
-  int64_t d = 0;
-  for (; d + 4 * kLanes <= dim; d += 4 * kLanes)
-    for (int i = 0; i < 4; ++i) {
-      F32 v = load(x + d + i * kLanes);
-      sums[i] = sums[i] + v * v;
-    }
-  for (; d < dim; d += kLanes) {
-    F32 v = dim - d < kLanes ? load(x + d, int(dim - d)) : load(x + d);
-    sums[0] = sums[0] + v * v;
-  }
-  return reduce_add((sums[0] + sums[1]) + (sums[2] + sums[3]));
+double sum_of_squares(const T* x, int64_t dim) {
+  auto square = [](F32 v) { return v * v; };
+  return sum_over(
+      dim, [&](int64_t d) { return square(load(x + d)); },
+      [&](int64_t d, int count) { return square(load(x + d, count)); });
 }
 
 // s = x + residual, rounded; read back below as it was stored.
@@ -64,7 +56,7 @@ void forward(const RMSNormForward& args) {
         add_row(s, residual + row * args.residual_stride, sum + row * dim, dim);
         s = sum + row * dim;
       }
-      float rstd = 1.0f / __builtin_sqrtf(sum_of_squares(s, dim) / float(dim) + args.eps);
+      const float rstd = float(1.0 / __builtin_sqrt(sum_of_squares(s, dim) / double(dim) + double(args.eps)));
       if (args.rstd) args.rstd[row] = rstd;
       scale_row<kStream>(s, weight, y + row * dim, dim, rstd, args.weight_offset);
     }
@@ -74,28 +66,19 @@ void forward(const RMSNormForward& args) {
 
 // sum_d(dy * weight * s)
 template <class T, class W>
-float weighted_dot(const T* dy, const T* s, const W* weight, int64_t dim, float weight_offset) {
-  F32 sums[2] = {};
-  for_each_pair(
-      dim,
-      [&](int64_t d) {
-        for (int i = 0; i < 2; ++i) {
-          int64_t at = d + i * kLanes;
-          sums[i] = sums[i] + load(dy + at) * (load(weight + at) + weight_offset) * load(s + at);
-        }
-      },
-      [&](int64_t d, int count) {
-        sums[0] = sums[0] + load(dy + d, count) * (load(weight + d, count) + weight_offset) * load(s + d, count);
-      });
-  return reduce_add(sums[0] + sums[1]);
+double weighted_dot(const T* dy, const T* s, const W* weight, int64_t dim, float weight_offset) {
+  auto term = [&](F32 g, F32 w, F32 v) { return g * (w + weight_offset) * v; };
+  return sum_over(
+      dim, [&](int64_t d) { return term(load(dy + d), load(weight + d), load(s + d)); },
+      [&](int64_t d, int count) { return term(load(dy + d, count), load(weight + d, count), load(s + d, count)); });
 }
 
 template <bool kStream, class T, class W>
 void backward_row(const T* dy, const T* dsum, const T* s, const W* weight, T* dx, float* dweight, int64_t dim, float rstd,
                   float weight_offset) {
   // dx = rstd * (dy * w - s * rstd^2 * mean(dy * w * s)) + dsum
-  const float projection =
-      weighted_dot(dy, s, weight, dim, weight_offset) / float(dim) * rstd * rstd * rstd;
+  const double r = rstd;
+  const float projection = float(weighted_dot(dy, s, weight, dim, weight_offset) / double(dim) * r * r * r);
   auto gradient = [&](F32 g, F32 v, F32 w) { return g * (w + weight_offset) * rstd - v * projection; };
   for_each_pair(
       dim,

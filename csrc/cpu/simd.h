@@ -79,15 +79,6 @@ LLMSYS_INLINE F32 sqrt(F32 x) {
 #endif
 }
 
-LLMSYS_INLINE float reduce_add(F32 x) {
-  // A balanced tree: the order, and so the bits, depend on the vector's width alone.
-  float lanes[kLanes];
-  memcpy(lanes, &x, sizeof x);
-  for (int width = kLanes / 2; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
-  return lanes[0];
-}
-
 // ---- 16-bit formats to and from float32, round to nearest even ----
 
 LLMSYS_INLINE U32 widen(U16 bits) {
@@ -279,6 +270,28 @@ LLMSYS_INLINE void for_each_pair(int64_t size, Body body, Tail tail) {
   int64_t offset = 0;
   for (; offset + 2 * kLanes <= size; offset += 2 * kLanes) body(offset);
   for (; offset < size; offset += kLanes) tail(offset, size - offset < kLanes ? int(size - offset) : kLanes);
+}
+
+// The sum over [0, size) of term(offset), a vector, and of tail(offset, count), a vector whose other lanes are zero.
+// Summed in short runs, then over the runs, then over the lanes in double: the error grows with the logarithm of size
+// in practice, and the order, so the bits, depends on size and the vector's width alone.
+template <class Term, class Tail>
+LLMSYS_INLINE double sum_over(int64_t size, Term term, Tail tail) {
+  constexpr int64_t kStep = 4 * kLanes, kRun = 16 * kStep;
+  F32 total = {};
+  int64_t offset = 0;
+  for (const int64_t whole = size - size % kStep; offset < whole;) {
+    const int64_t end = whole - offset < kRun ? whole : offset + kRun;
+    F32 parts[4] = {};
+    for (; offset < end; offset += kStep)
+      for (int i = 0; i < 4; ++i) parts[i] = parts[i] + term(offset + i * kLanes);
+    total = total + ((parts[0] + parts[1]) + (parts[2] + parts[3]));
+  }
+  for (; offset + kLanes <= size; offset += kLanes) total = total + term(offset);
+  if (offset < size) total = total + tail(offset, int(size - offset));
+  double sum = 0;
+  for (int i = 0; i < kLanes; ++i) sum += total[i];
+  return sum;
 }
 
 }  // namespace llmsys::cpu::LLMSYS_ISA

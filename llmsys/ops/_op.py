@@ -190,13 +190,13 @@ class Op:
         """The public ones among the forward's results."""
         if not isinstance(results, (tuple, list)):
             return results
-        return results[0] if self._num_public == 1 else tuple(results[: self._num_public])
+        return results[0] if self.num_public == 1 else tuple(results[: self.num_public])
 
     # ---- gradient: one autograd.Function in eager code, the same two steps for the node ----
 
     def _plan_backward(self, shared_gradients: dict[str, str]) -> None:
         forward, backward = self.forward_schema, self.backward_schema
-        self._num_public = sum(f"d{name}" in backward.names for name in forward.results)
+        self.num_public = sum(f"d{name}" in backward.names for name in forward.results)
         sources = {name: i for i, name in enumerate((*forward.names, *forward.results))}
         gradients = {f"d{name}": i for i, name in enumerate(forward.results)}
         # For each argument of the backward: the gradient of a result, a saved tensor, or a constant.
@@ -229,10 +229,12 @@ class Op:
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*[values[i] for i in self._saved])
         ctx.constants = [inputs[i] for i in self._constants]
-        if self._num_public > 1:  # a result that nothing reads gets no gradient: remember the zeros that it stands for
-            ctx.likes = [(result.shape, result.dtype, result.device) for result in results[: self._num_public]]
+        if self.num_public > 1:  # a result that nothing reads gets no gradient: remember the zeros that it stands for
+            ctx.likes = [(result.shape, result.dtype, result.device) for result in results[: self.num_public]]
 
     def _backward(self, ctx: Any, grads: tuple, run: Callable) -> tuple:
+        if grads.count(None) == len(grads):
+            return (None,) * len(self._gradient_of)
         saved, args = ctx.saved_tensors, []
         for kind, i in self._backward_plan:
             if kind == "saved":
@@ -251,7 +253,7 @@ class Op:
     # ---- torch.library node ----
 
     def _define_node(self) -> None:
-        self._num_public = len(self.forward_schema.results)
+        self.num_public = len(self.forward_schema.results)
         self.node = self._define(
             self.name, self.forward_schema, lambda *args: self.select(*args).forward(*args), "forward"
         )

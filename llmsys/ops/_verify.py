@@ -1,0 +1,118 @@
+"""Is an implementation right? One rule, used by the tests, by `llmsys doctor` and before every benchmark.
+
+Truth is the reference in float64. An implementation may err by twice (gradients: three times) what the reference itself
+errs in the same dtype, plus one rounding of the element. No tolerance is picked by hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from llmsys.ops._cases import random
+from llmsys.ops._op import Op, use
+
+Layout = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How far one result of an implementation is from the truth, and how far it may be."""
+
+    result: str  # "y", "dx", …
+    error: float  # largest |result - truth| - one rounding of the element
+    allowed: float
+    special: bool  # NaN and infinities are where the reference has them
+
+    @property
+    def right(self) -> bool:
+        return self.special and self.error <= self.allowed
+
+    def __str__(self) -> str:
+        where = "" if self.special else ", and NaN or infinity where the reference has none or the other way round"
+        return f"{self.result}: error {self.error:.3g}, allowed {self.allowed:.3g}{where}"
+
+
+def verify(
+    op: Op,
+    cases: ModuleType,
+    implementation: str,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    *,
+    device: str = "cpu",
+    layout: Layout = lambda tensor: tensor,
+    only: int | None = None,
+    **variant: Any,
+) -> list[Verdict]:
+    """Verdicts on every result and gradient of `implementation`, which is called by name.
+
+    `layout` turns each input and gradient into one with the same values and other strides; `only` lets the gradient
+    arrive at that one of the op's results alone. Small shapes are drawn several times, so that an element on which the
+    reference happens to be exact does not set the rule.
+    """
+    draws = max(1, min(8, 512 // max(1, torch.Size(shape).numel())))
+    worst: dict[str, list] = {}
+    for seed in range(draws):
+        args = cases.inputs(shape, dtype, device, seed, **variant)
+        args = tuple(layout(arg) if isinstance(arg, torch.Tensor) else arg for arg in args)
+        plain: Layout = lambda tensor: layout(tensor).contiguous()  # noqa: E731
+        truth = dict(run(op, "reference", _wide(args), seed, dtype, plain, only))
+        same = dict(run(op, "reference", args, seed, dtype, plain, only))
+        ours = dict(run(op, implementation, args, seed, dtype, layout, only))
+        for name, true in truth.items():
+            worst.setdefault(name, []).append((ours[name], same[name], true))
+    return [_judge(name, triples) for name, triples in worst.items()]
+
+
+def run(
+    op: Op,
+    implementation: str,
+    args: tuple,
+    seed: int,
+    dtype: torch.dtype,
+    layout: Layout = lambda tensor: tensor,
+    only: int | None = None,
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name, tensor) of each result, then of each gradient, of the op forced to `implementation`.
+
+    The gradients that arrive are standard normal, rounded to `dtype`: the same numbers for every implementation.
+    """
+    leaves = [arg.detach().requires_grad_() if isinstance(arg, torch.Tensor) else arg for arg in args]
+    tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    names = [f"d{argument.name}" for argument in op.forward_schema.arguments if argument.type == "Tensor"]
+    with use(**{op.name: implementation}):
+        results = op(*leaves)
+        results = results if isinstance(results, tuple) else (results,)
+        yield from zip(op.forward_schema.results, (result.detach() for result in results), strict=False)
+        arriving = [(i, result) for i, result in enumerate(results) if only in (None, i)]
+        given = [
+            layout(random(1000 + seed + i, "cpu", (tuple(result.shape), dtype))[0].to(result.device, result.dtype))
+            for i, result in arriving
+        ]
+        gradients = torch.autograd.grad([result for _, result in arriving], tensors, given)
+    yield from zip(names, gradients, strict=True)
+
+
+def _wide(args: tuple) -> tuple:
+    return tuple(arg.double() if isinstance(arg, torch.Tensor) else arg for arg in args)
+
+
+def _judge(name: str, triples: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> Verdict:
+    dtype = triples[0][0].dtype
+    ours, same, true = (
+        torch.cat([t.double().flatten().cpu() for t in column]) for column in zip(*triples, strict=True)
+    )
+    finite = true.isfinite() & same.isfinite()
+    special = bool((ours.isnan() == same.isnan()).all() and (ours.isinf() == same.isinf()).all())
+    if not finite.any():
+        return Verdict(name, 0.0, 0.0, special)
+    ours, same, true = ours[finite], same[finite], true[finite]
+    rounding = torch.finfo(dtype).eps / 2 * true.abs() + torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+    factor = 3 if name.startswith("d") else 2
+    error = ((ours - true).abs() - rounding).clamp(min=0).max().item()
+    return Verdict(name, error, factor * (same - true).abs().max().item(), special)

@@ -1,0 +1,322 @@
+"""Every check that every op must pass, for each implementation by name: `checks(OP, cases)`.
+
+@pytest.mark.parametrize("check", checks(OP, cases), ids=str)
+def test_op(check):
+    check()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from types import ModuleType
+from unittest import mock
+
+import pytest
+import torch
+
+from llmsys import _C
+from llmsys.ops._cases import random
+from llmsys.ops._op import Op, use
+from llmsys.ops._verify import run, verify
+from tests import simt
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+EXECUTED: dict[tuple[str, str], str] = {}
+
+
+@dataclass(frozen=True)
+class Runner:
+    """An implementation by name, in one of the ways that this machine can run it."""
+
+    name: str  # "cpu[avx2]"
+    implementation: str  # "cpu"
+    why_not: str | None = None
+    isa: str | None = None
+
+    @contextmanager
+    def selected(self) -> Iterator[None]:
+        before = _C.cpu.isa()
+        if self.isa:
+            _C.cpu.select_isa(self.isa)
+        try:
+            yield
+        finally:
+            _C.cpu.select_isa(before)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One named check of one runner in one dtype."""
+
+    op: Op
+    runner: Runner
+    dtype: torch.dtype
+    kind: str
+    body: Callable[[], None]
+
+    def __str__(self) -> str:
+        return f"{self.runner.name}-{str(self.dtype).removeprefix('torch.')}-{self.kind}"
+
+    def __call__(self) -> None:
+        key = (self.op.name, self.runner.name)
+        if self.runner.why_not:
+            EXECUTED[key] = f"not executed: {self.runner.why_not}"
+            pytest.skip(self.runner.why_not)
+        with self.runner.selected():
+            self.body()
+        EXECUTED[key] = "executed"
+
+
+def runners(op: Op) -> list[Runner]:
+    """Every implementation of `op`, the CPU's once per instruction set, and the CUDA source on the SIMT simulator."""
+    simt.register(op)
+    found = []
+    for name, implementation in op.implementations.items():
+        if name == "cpu":
+            for isa in ("baseline", "avx2", "avx512"):
+                missing = None if isa in _C.cpu.isas() else f"this machine cannot run {isa}"
+                found.append(Runner(f"cpu[{isa}]", name, missing, isa))
+        else:
+            found.append(Runner(name, name, implementation.reason(_device(name), _example(op))))
+    return found
+
+
+def checks(op: Op, cases: ModuleType) -> list[Check]:
+    """All checks of `op`, for pytest.mark.parametrize."""
+    found = []
+    for runner in runners(op):
+        for dtype in DTYPES:
+            for kind, body in _KINDS.items():
+                found.append(Check(op, runner, dtype, kind, partial(body, op, cases, runner, dtype)))
+    reference = Runner("reference", "reference")
+    for kind, body in _ONCE.items():
+        found.append(Check(op, reference, torch.float64, kind, partial(body, op, cases)))
+    return found
+
+
+# ---- layouts: the same values, other strides ----
+
+
+def contiguous(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.contiguous()
+
+
+def gapped(tensor: torch.Tensor) -> torch.Tensor:
+    """Rows with a gap after each: one stride fits."""
+    if tensor.dim() < 2:
+        return tensor
+    wide = torch.full(
+        (*tensor.shape[:-1], tensor.shape[-1] + 3), float("nan"), dtype=tensor.dtype, device=tensor.device
+    )
+    wide[..., : tensor.shape[-1]] = tensor
+    return wide[..., : tensor.shape[-1]]
+
+
+def transposed(tensor: torch.Tensor) -> torch.Tensor:
+    """Elements of a row apart in memory: nothing fits but a copy."""
+    return tensor.transpose(0, -1).contiguous().transpose(0, -1)
+
+
+def offset(tensor: torch.Tensor) -> torch.Tensor:
+    """One element past an aligned address."""
+    flat = torch.empty(tensor.numel() + 1, dtype=tensor.dtype, device=tensor.device)
+    view = flat[1:].view(tensor.shape)
+    return view.copy_(tensor)
+
+
+def expanded(tensor: torch.Tensor) -> torch.Tensor:
+    """Every row the first: stride 0."""
+    if tensor.dim() < 2 or not tensor.numel():
+        return tensor
+    return tensor[(slice(0, 1),) * (tensor.dim() - 1)].expand(tensor.shape)
+
+
+LAYOUTS = {"gapped": gapped, "transposed": transposed, "offset": offset, "expanded": expanded}
+
+
+# ---- checks of each runner and dtype ----
+
+
+def _accurate(op: Op, cases: ModuleType, runner: Runner, dtype: torch.dtype) -> None:
+    for variant in cases.VARIANTS:
+        for shape in cases.SMALL if not variant else cases.SMALL[-3:]:
+            _right(op, cases, runner, shape, dtype, **variant)
+
+
+def _any_layout(op: Op, cases: ModuleType, runner: Runner, dtype: torch.dtype) -> None:
+    for layout in LAYOUTS.values():
+        for shape in ((3, 7), (5, 16), (2, 3, 15), (4, 3, 33)):
+            _right(op, cases, runner, shape, dtype, layout=layout)
+
+
+def _partial_gradients(op: Op, cases: ModuleType, runner: Runner, dtype: torch.dtype) -> None:
+    """Gradients that arrive at one of several results."""
+    for only in range(op.num_public):
+        _right(op, cases, runner, (5, 33), dtype, only=only)
+
+
+def _stays_inside(op: Op, cases: ModuleType, runner: Runner, dtype: torch.dtype) -> None:
+    """Nothing outside a buffer is written, all of each output is, and inputs stay as they were."""
+    for shape in ((1, 1), (3, 7), (5, 16), (4, 33), (70, 5)):
+        args = cases.inputs(shape, dtype, _device(runner.implementation))
+        before = [arg.clone() if isinstance(arg, torch.Tensor) else arg for arg in args]
+        plain = list(run(op, runner.implementation, args, 0, dtype))
+        with guarded_allocations():
+            guarded = list(run(op, runner.implementation, args, 0, dtype))
+        for (name, result), (_, expected) in zip(guarded, plain, strict=True):
+            assert same_bits(result, expected), f"{name} at {shape} changes when its buffer starts as NaN"
+        for arg, was in zip(args, before, strict=True):
+            assert not isinstance(arg, torch.Tensor) or same_bits(arg, was), f"an input was written at {shape}"
+
+
+def _writes_out(op: Op, cases: ModuleType, runner: Runner, dtype: torch.dtype) -> None:
+    """out= receives what would have been returned, without a gradient."""
+    args = cases.inputs((5, 33), dtype, _device(runner.implementation))
+    with use(**{op.name: runner.implementation}), torch.no_grad():
+        expected = op(*args)
+        many = isinstance(expected, tuple)
+        out = tuple(torch.full_like(t, float("nan")) for t in (expected if many else (expected,)))
+        result = op(*args, out=out if many else out[0])
+    for given, returned, wanted in zip(
+        out, result if many else (result,), expected if many else (expected,), strict=True
+    ):
+        assert returned.data_ptr() == given.data_ptr()
+        assert same_bits(given, wanted)
+
+
+def _keeps_special_values(op: Op, cases: ModuleType, runner: Runner, dtype: torch.dtype) -> None:
+    """NaN and infinities come out where the reference has them."""
+
+    def poisoned(tensor: torch.Tensor) -> torch.Tensor:
+        tensor = tensor.clone()
+        if tensor.dim() > 1:
+            for row, value in enumerate((float("nan"), float("inf"), float("-inf"), torch.finfo(dtype).max, 0.0)):
+                tensor[row, 3] = value
+        return tensor
+
+    _right(op, cases, runner, (7, 33), dtype, layout=poisoned)
+
+
+def _repeats(op: Op, cases: ModuleType, runner: Runner, dtype: torch.dtype) -> None:
+    """The same bits on a second run, and with another number of threads."""
+    args = cases.inputs((130, 264), dtype, _device(runner.implementation))
+    first = list(run(op, runner.implementation, args, 0, dtype))
+    threads = torch.get_num_threads()
+    try:
+        for count in (threads,) if runner.implementation == "reference" else (threads, 1, 3):  # PyTorch promises less
+            torch.set_num_threads(count)
+            for (name, a), (_, b) in zip(first, run(op, runner.implementation, args, 0, dtype), strict=True):
+                assert same_bits(a, b), f"{name} differs with {count} threads"
+    finally:
+        torch.set_num_threads(threads)
+
+
+_KINDS = {
+    "accurate": _accurate,
+    "any_layout": _any_layout,
+    "partial_gradients": _partial_gradients,
+    "stays_inside": _stays_inside,
+    "writes_out": _writes_out,
+    "special_values": _keeps_special_values,
+    "repeats": _repeats,
+}
+
+
+# ---- checks once per op ----
+
+
+def _gradcheck(op: Op, cases: ModuleType) -> None:
+    """The reference's gradient, and its gradient's, against finite differences."""
+    args = cases.inputs((2, 5), torch.float64)
+    leaves = [arg.requires_grad_() if isinstance(arg, torch.Tensor) else arg for arg in args]
+    assert torch.autograd.gradcheck(op, leaves)
+    assert torch.autograd.gradgradcheck(op, leaves)
+
+
+def _opcheck(op: Op, cases: ModuleType) -> None:
+    """Schema, fake tensors, autograd registration and tracing of the torch.library node."""
+    for dtype in (torch.float32, torch.bfloat16):
+        for layout in (contiguous, transposed):
+            args = cases.inputs((4, 9), dtype)
+            leaves = [layout(arg).requires_grad_() if isinstance(arg, torch.Tensor) else arg for arg in args]
+            torch.library.opcheck(op.node, tuple(leaves))
+
+
+def _compiles(op: Op, cases: ModuleType) -> None:
+    """torch.compile(fullgraph=True) gives the eager results and gradients, for a second shape too."""
+    compiled = torch.compile(lambda *args: op(*args), fullgraph=True, dynamic=True)
+    for shape in ((4, 33), (6, 17)):
+        args = cases.inputs(shape, torch.float32)
+        outcomes = []
+        for function in (op, compiled):
+            leaves = [arg.detach().requires_grad_() if isinstance(arg, torch.Tensor) else arg for arg in args]
+            results = function(*leaves)
+            results = results if isinstance(results, tuple) else (results,)
+            tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+            given = [random(i, "cpu", (tuple(r.shape), r.dtype))[0] for i, r in enumerate(results)]
+            outcomes.append([*results, *torch.autograd.grad(results, tensors, given)])
+        for eager, traced in zip(*outcomes, strict=True):
+            assert same_bits(eager, traced)
+
+
+_ONCE = {"gradcheck": _gradcheck, "opcheck": _opcheck, "compiles": _compiles}
+
+
+# ---- pieces ----
+
+
+def _right(op: Op, cases: ModuleType, runner: Runner, shape: tuple, dtype: torch.dtype, **options: object) -> None:
+    device = _device(runner.implementation)
+    for verdict in verify(op, cases, runner.implementation, shape, dtype, device=device, **options):
+        assert verdict.right, f"{op.name} {runner.name} {shape} {dtype} {options}: {verdict}"
+
+
+def _device(implementation: str) -> str:
+    return "cuda" if implementation in ("cuda", "triton") and torch.cuda.is_available() else "cpu"
+
+
+def _example(op: Op) -> tuple:
+    one = torch.ones(1, 1)
+    return tuple(one if a.type.startswith("Tensor") else a.default for a in op.forward_schema.arguments)
+
+
+def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Equal element for element, NaN where NaN."""
+    integer = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
+    return a.shape == b.shape and torch.equal(a.contiguous().view(integer), b.contiguous().view(integer))
+
+
+GUARD = 64  # elements before and after each buffer
+
+
+@contextmanager
+def guarded_allocations() -> Iterator[None]:
+    """Inside, uninitialised tensors start as NaN, fenced by sentinels that must survive."""
+    buffers: list[torch.Tensor] = []
+    empty = torch.empty
+
+    def fenced(shape: tuple, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        size = torch.Size(shape).numel()
+        buffer = empty(size + 2 * GUARD, dtype=dtype, device=device).fill_(float("nan"))
+        buffer[:GUARD] = buffer[GUARD + size :] = 77.0
+        buffers.append(buffer)
+        return buffer[GUARD : GUARD + size].view(shape)
+
+    def fenced_empty(*shape: object, dtype: torch.dtype | None = None, device: object = None, **options: object):
+        assert not options, f"torch.empty with {options} in a kernel's Python"
+        sizes = shape[0] if isinstance(shape[0], (tuple, list, torch.Size)) else shape
+        return fenced(tuple(sizes), dtype or torch.get_default_dtype(), device or "cpu")
+
+    def fenced_like(tensor: torch.Tensor, *, dtype: torch.dtype | None = None, **options: object) -> torch.Tensor:
+        return fenced(tuple(tensor.shape), dtype or tensor.dtype, tensor.device)
+
+    with mock.patch.multiple(torch, empty=fenced_empty, empty_like=fenced_like):
+        yield
+    for buffer in buffers:
+        assert (buffer[:GUARD] == 77).all() and (buffer[-GUARD:] == 77).all(), "a kernel wrote outside its buffer"
+
+
+__all__ = ["EXECUTED", "Check", "Runner", "checks", "guarded_allocations", "runners", "same_bits"]

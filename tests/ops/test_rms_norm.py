@@ -1,0 +1,9 @@
+import pytest
+
+from llmsys.ops.rms_norm import OP, cases
+from tests.harness import checks
+
+
+@pytest.mark.parametrize("check", checks(OP, cases), ids=str)
+def test_op(check):
+    check()
