@@ -16,11 +16,11 @@
 namespace llmsys {
 
 struct AdamWTensor {
-  void* param;         // (numel,) param_dtype
-  const void* grad;    // (numel,) grad_dtype
-  float* exp_avg;      // m, (numel,)
-  float* exp_avg_sq;   // v, (numel,)
-  float* master;       // (numel,) or null
+  void* param;        // (numel,) param_dtype
+  const void* grad;   // (numel,) grad_dtype
+  float* exp_avg;     // m, (numel,)
+  float* exp_avg_sq;  // v, (numel,)
+  float* master;      // (numel,) or null
   int64_t numel;
 };
 

@@ -39,8 +39,10 @@ struct Passed<DType> {
 
 template <class Field>
 Field receive(typename Passed<Field>::type value) {
-  if constexpr (std::is_pointer_v<Field>) return reinterpret_cast<Field>(value);
-  else return Field(value);
+  if constexpr (std::is_pointer_v<Field>)
+    return reinterpret_cast<Field>(value);
+  else
+    return Field(value);
 }
 
 // Defines module.name(field values in this order, stream).

@@ -10,8 +10,8 @@ void bind(pybind11::module_& module, Kernel<SwiGLUForward> forward, Kernel<SwiGL
   define(module, "swiglu_forward", forward, &F::gate, &F::up, &F::y, &F::rows, &F::dim, &F::gate_stride, &F::up_stride,
          &F::dtype);
   using B = SwiGLUBackward;
-  define(module, "swiglu_backward", backward, &B::dy, &B::gate, &B::up, &B::dgate, &B::dup, &B::rows, &B::dim, &B::dy_stride,
-         &B::gate_stride, &B::up_stride, &B::dtype);
+  define(module, "swiglu_backward", backward, &B::dy, &B::gate, &B::up, &B::dgate, &B::dup, &B::rows, &B::dim,
+         &B::dy_stride, &B::gate_stride, &B::up_stride, &B::dtype);
 }
 
 Binding binding(IF_CPU([](pybind11::module_& module) {

@@ -8,11 +8,11 @@ namespace llmsys::cpu {
 
 enum class Isa { baseline, avx2, avx512 };
 
-Isa isa();                           // the one in use
-bool has_isa(Isa isa);               // whether this machine can run it
-void select_isa(Isa isa);            // for tests and LLMSYS_CPU_ISA; the caller asks has_isa first
-int64_t last_level_cache_bytes();    // 0 where unknown
-int max_threads();                   // threads that a kernel may use now
+Isa isa();                         // the one in use
+bool has_isa(Isa isa);             // whether this machine can run it
+void select_isa(Isa isa);          // for tests and LLMSYS_CPU_ISA; the caller asks has_isa first
+int64_t last_level_cache_bytes();  // 0 where unknown
+int max_threads();                 // threads that a kernel may use now
 
 }  // namespace llmsys::cpu
 
@@ -21,28 +21,28 @@ int max_threads();                   // threads that a kernel may use now
 #if !defined(LLMSYS_ISA_IS_BASELINE)
 #define LLMSYS_DISPATCH(name, Args)
 #elif defined(__x86_64__)
-#define LLMSYS_DISPATCH(name, Args)          \
-  namespace llmsys::cpu {                    \
-  namespace avx2 {                           \
-  void name(const Args&);                    \
-  }                                          \
-  namespace avx512 {                         \
-  void name(const Args&);                    \
-  }                                          \
-  void name(const Args& args) {              \
-    switch (isa()) {                         \
-      case Isa::avx512:                      \
-        return avx512::name(args);           \
-      case Isa::avx2:                        \
-        return avx2::name(args);             \
-      case Isa::baseline:                    \
-        return baseline::name(args);         \
-    }                                        \
-  }                                          \
+#define LLMSYS_DISPATCH(name, Args)  \
+  namespace llmsys::cpu {            \
+  namespace avx2 {                   \
+  void name(const Args&);            \
+  }                                  \
+  namespace avx512 {                 \
+  void name(const Args&);            \
+  }                                  \
+  void name(const Args& args) {      \
+    switch (isa()) {                 \
+      case Isa::avx512:              \
+        return avx512::name(args);   \
+      case Isa::avx2:                \
+        return avx2::name(args);     \
+      case Isa::baseline:            \
+        return baseline::name(args); \
+    }                                \
+  }                                  \
   }
 #else
-#define LLMSYS_DISPATCH(name, Args)                               \
-  namespace llmsys::cpu {                                         \
-  void name(const Args& args) { return baseline::name(args); }    \
+#define LLMSYS_DISPATCH(name, Args)                            \
+  namespace llmsys::cpu {                                      \
+  void name(const Args& args) { return baseline::name(args); } \
   }
 #endif

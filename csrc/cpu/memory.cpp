@@ -29,8 +29,10 @@ void memory_traffic(const MemoryTraffic& args) {
         const int64_t lane = at + i * LLMSYS_VECTOR_BYTES;
         U32 value = {};
         if (from) memcpy(&value, from + lane, sizeof value);
-        if (to) store_vector<true>(to + lane, value);
-        else sum = sum ^ value;
+        if (to)
+          store_vector<true>(to + lane, value);
+        else
+          sum = sum ^ value;
       }
     if (!to) __asm__ volatile("" ::"g"(&sum) : "memory");  // the reads are wanted, their sum is not
   });

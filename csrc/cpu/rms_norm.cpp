@@ -22,7 +22,8 @@ void add_row(const T* x, const T* residual, T* sum, int64_t dim) {
   for_each_pair(
       dim,
       [&](int64_t d) {
-        store_pair<false>(sum + d, load(x + d) + load(residual + d), load(x + d + kLanes) + load(residual + d + kLanes));
+        store_pair<false>(sum + d, load(x + d) + load(residual + d),
+                          load(x + d + kLanes) + load(residual + d + kLanes));
       },
       [&](int64_t d, int count) { store(sum + d, load(x + d, count) + load(residual + d, count), count); });
 }
@@ -74,8 +75,8 @@ double weighted_dot(const T* dy, const T* s, const W* weight, int64_t dim, float
 }
 
 template <bool kStream, class T, class W>
-void backward_row(const T* dy, const T* dsum, const T* s, const W* weight, T* dx, float* dweight, int64_t dim, float rstd,
-                  float weight_offset) {
+void backward_row(const T* dy, const T* dsum, const T* s, const W* weight, T* dx, float* dweight, int64_t dim,
+                  float rstd, float weight_offset) {
   // dx = rstd * (dy * w - s * rstd^2 * mean(dy * w * s)) + dsum
   const double r = rstd;
   const float projection = float(weighted_dot(dy, s, weight, dim, weight_offset) / double(dim) * r * r * r);
@@ -112,17 +113,18 @@ void backward(const RMSNormBackward& args) {
   W* dweight = static_cast<W*>(args.dweight);
   const int64_t dim = args.dim, rows = args.rows, chunks = args.chunks;
   // The runs of rows are the same however many threads share them, so dweight's bits are too.
-  parallel_for(chunks, grain_of(3 * rows / (chunks > 0 ? chunks : 1) * dim * sizeof(T)), [&](int64_t begin, int64_t end) {
-    for (int64_t chunk = begin; chunk < end; ++chunk) {
-      float* partial = args.partial + chunk * dim;
-      memset(partial, 0, dim * sizeof(float));
-      for (int64_t row = rows * chunk / chunks; row < rows * (chunk + 1) / chunks; ++row)
-        backward_row<kStream>(dy + row * args.dy_stride, dsum ? dsum + row * args.dsum_stride : nullptr,
-                              s + row * args.s_stride, weight, dx + row * dim, partial, dim, args.rstd[row],
-                              args.weight_offset);
-    }
-    if (kStream) stream_fence();
-  });
+  parallel_for(chunks, grain_of(3 * rows / (chunks > 0 ? chunks : 1) * dim * sizeof(T)),
+               [&](int64_t begin, int64_t end) {
+                 for (int64_t chunk = begin; chunk < end; ++chunk) {
+                   float* partial = args.partial + chunk * dim;
+                   memset(partial, 0, dim * sizeof(float));
+                   for (int64_t row = rows * chunk / chunks; row < rows * (chunk + 1) / chunks; ++row)
+                     backward_row<kStream>(dy + row * args.dy_stride, dsum ? dsum + row * args.dsum_stride : nullptr,
+                                           s + row * args.s_stride, weight, dx + row * dim, partial, dim,
+                                           args.rstd[row], args.weight_offset);
+                 }
+                 if (kStream) stream_fence();
+               });
   parallel_for(dim, grain_of(chunks * sizeof(float)), [&](int64_t begin, int64_t end) {
     for (int64_t d = begin; d < end; d += kLanes) {
       int count = end - d < kLanes ? int(end - d) : kLanes;

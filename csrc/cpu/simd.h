@@ -32,8 +32,8 @@ constexpr int kLanes = LLMSYS_VECTOR_BYTES / 4;
 typedef float F32 __attribute__((vector_size(LLMSYS_VECTOR_BYTES)));
 typedef uint32_t U32 __attribute__((vector_size(LLMSYS_VECTOR_BYTES)));
 typedef int32_t I32 __attribute__((vector_size(LLMSYS_VECTOR_BYTES)));
-typedef uint16_t U16 __attribute__((vector_size(LLMSYS_VECTOR_BYTES / 2)));   // kLanes elements
-typedef uint16_t U16x2 __attribute__((vector_size(LLMSYS_VECTOR_BYTES)));     // 2 * kLanes elements
+typedef uint16_t U16 __attribute__((vector_size(LLMSYS_VECTOR_BYTES / 2)));  // kLanes elements
+typedef uint16_t U16x2 __attribute__((vector_size(LLMSYS_VECTOR_BYTES)));    // 2 * kLanes elements
 
 struct bfloat16 {
   uint16_t bits;

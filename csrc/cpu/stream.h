@@ -7,7 +7,8 @@
 namespace llmsys::cpu::LLMSYS_ISA {
 
 // Output larger than half the last cache pushes out its own start before anyone reads it. Streamed, it also spares the
-// read of each line that an ordinary store makes first. Needs (rows, dim) outputs whose rows all start on whole vectors.
+// read of each line that an ordinary store makes first. Needs (rows, dim) outputs whose rows all start on whole
+// vectors.
 template <class T, class... Outputs>
 bool worth_streaming(int64_t rows, int64_t dim, const Outputs*... outputs) {
   const int64_t row_bytes = dim * int64_t(sizeof(T));

@@ -25,7 +25,8 @@ void forward_span(const T* gate, const T* up, T* y, int64_t size) {
   for_each_pair(
       size,
       [&](int64_t d) {
-        store_pair<kStream>(y + d, swiglu(load(gate + d), load(up + d)), swiglu(load(gate + d + kLanes), load(up + d + kLanes)));
+        store_pair<kStream>(y + d, swiglu(load(gate + d), load(up + d)),
+                            swiglu(load(gate + d + kLanes), load(up + d + kLanes)));
       },
       [&](int64_t d, int count) { store(y + d, swiglu(load(gate + d, count), load(up + d, count)), count); });
 }
@@ -57,13 +58,14 @@ void for_each_span(int64_t rows, int64_t dim, bool contiguous, int64_t arrays, S
   // Runs start on whole vectors, so that aligned arrays stay aligned.
   constexpr int64_t kRun = 4096;
   const int64_t runs = (dim + kRun - 1) / kRun;
-  parallel_for(rows * runs, grain_of(arrays * (dim < kRun ? dim : kRun) * int64_t(sizeof(T))), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      int64_t offset = i % runs * kRun;
-      span(i / runs, offset, dim - offset < kRun ? dim - offset : kRun);
-    }
-    stream_fence();
-  });
+  parallel_for(rows * runs, grain_of(arrays * (dim < kRun ? dim : kRun) * int64_t(sizeof(T))),
+               [&](int64_t begin, int64_t end) {
+                 for (int64_t i = begin; i < end; ++i) {
+                   int64_t offset = i % runs * kRun;
+                   span(i / runs, offset, dim - offset < kRun ? dim - offset : kRun);
+                 }
+                 stream_fence();
+               });
 }
 
 template <bool kStream, class T>

@@ -25,7 +25,8 @@ from llmsys.ops._schema import Schema
 
 _library = torch.library.Library("llmsys", "FRAGMENT")
 _ops: dict[str, Op] = {}
-_forced: ContextVar[dict[str, str]] = ContextVar("llmsys_forced", default=env.forced_implementations())
+_forced: ContextVar[dict[str, str]] = ContextVar("llmsys_forced")
+_from_environment = env.forced_implementations()
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 _in_functorch = torch._C._are_functorch_transforms_active  # as torch.autograd.Function.apply asks it
 _EXPLAIN = env.explain_choices()
@@ -36,8 +37,8 @@ class Impl:
     """One way to compute an op, on tensors of `devices` (None: of any). `why_not(*args)` is None when it can run, else
     one short reason.
 
-    `forward` and `backward` are pure functions of tensors with the op's schema as signature. Both take `out=`: the large
-    results are then written there. `infer`, where there is one, is `forward` without what only a backward needs.
+    `forward` and `backward` are pure functions of tensors with the op's schema as signature. Both take `out=`: the
+    large results are then written there. `infer`, where there is one, is `forward` without what only a backward needs.
     """
 
     name: str
@@ -120,13 +121,13 @@ class Op:
         _ops[name] = self
         self._define_node()
         if self.backward_schema:
-            self._plan_backward(shared_gradients or {})
+            self._plan_backward(self.backward_schema, shared_gradients or {})
 
     # ---- selection ----
 
     def select(self, *args: Any) -> Impl:
         """The first implementation that can run on these arguments, or the forced one."""
-        forced = _forced.get()
+        forced = _forced.get(_from_environment)
         if forced and self.name in forced:
             return self._forced_implementation(forced[self.name], args)
         first = args[0] if self._tensors else _first_tensor(args)
@@ -143,7 +144,7 @@ class Op:
         args = self.forward_schema.complete(self.name, args)
         device = _first_tensor(args).device.type
         reasons = {name: implementation.reason(device, args) for name, implementation in self.implementations.items()}
-        forced = _forced.get().get(self.name)
+        forced = _forced.get(_from_environment).get(self.name)
         can_run = (name for name, reason in reasons.items() if reason is None and forced in (None, name))
         return Explanation(self.name, next(can_run, None), reasons)
 
@@ -194,13 +195,15 @@ class Op:
 
     # ---- gradient: one autograd.Function in eager code, the same two steps for the node ----
 
-    def _plan_backward(self, shared_gradients: dict[str, str]) -> None:
-        forward, backward = self.forward_schema, self.backward_schema
+    def _plan_backward(self, backward: Schema, shared_gradients: dict[str, str]) -> None:
+        forward = self.forward_schema
         self.num_public = sum(f"d{name}" in backward.names for name in forward.results)
         sources = {name: i for i, name in enumerate((*forward.names, *forward.results))}
         gradients = {f"d{name}": i for i, name in enumerate(forward.results)}
         # For each argument of the backward: the gradient of a result, a saved tensor, or a constant.
-        self._backward_plan, self._saved, self._constants = [], [], []
+        self._backward_plan: list[tuple[str, int]] = []
+        self._saved: list[int] = []
+        self._constants: list[int] = []
         for argument in backward.arguments:
             if argument.name in gradients:
                 self._backward_plan.append(
@@ -215,8 +218,9 @@ class Op:
         # For each argument of the forward: which result of the backward is its gradient.
         received = {name: i for i, name in enumerate(backward.results)}
         self._gradient_of = [received.get(shared_gradients.get(name, f"d{name}")) for name in forward.names]
-        # Past Function.apply's own wrapper, a third of its cost: it is there for functorch, which __call__ has ruled out.
-        self._record = super(torch.autograd.Function, type(self.name, (_Function,), {})).apply
+        # Past Function.apply's own wrapper, a third of its cost: that is for functorch, which __call__ has ruled out.
+        function = type(self.name, (_Function,), {})
+        self._record = super(torch.autograd.Function, function).apply  # type: ignore[misc]
         torch.library.register_autograd(
             f"llmsys::{self.name}",
             lambda ctx, *grads: self._backward(ctx, grads, self.backward_node),
@@ -274,10 +278,12 @@ class Op:
     def _run_backward_node(self, *args: Any) -> Any:
         # Selection asks about forward arguments; one that the backward does not keep is stood in for by the first
         # gradient, which has its shape, dtype and device.
+        assert self.backward_schema is not None
         known = dict(zip(self.backward_schema.names, args, strict=True))
         first = _first_tensor(args)
-        stand_ins = [known.get(argument.name, first) for argument in self.forward_schema.arguments]
-        return self.select(*stand_ins).backward(*args)
+        backward = self.select(*[known.get(name, first) for name in self.forward_schema.names]).backward
+        assert backward is not None
+        return backward(*args)
 
 
 class _Function(torch.autograd.Function):
@@ -334,7 +340,7 @@ def use(**implementations: str) -> Iterator[None]:
     Errors     ValueError for an op or an implementation that does not exist; RuntimeError at the call if it cannot run
     """
     check_forced(implementations)
-    token = _forced.set({**_forced.get(), **implementations})
+    token = _forced.set({**_forced.get(_from_environment), **implementations})
     try:
         yield
     finally:

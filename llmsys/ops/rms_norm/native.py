@@ -93,5 +93,5 @@ def backward_on(kernels: Kernels):
     return run
 
 
-CPU = implementation(_native.CPU)
-CUDA = implementation(_native.CUDA)
+CPU: Impl = implementation(_native.CPU)
+CUDA: Impl = implementation(_native.CUDA)

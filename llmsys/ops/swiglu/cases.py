@@ -8,7 +8,7 @@ from llmsys.ops._cases import random
 
 SMALL = ((0, 8), (4, 0), (1, 1), (3, 7), (2, 3, 15), (5, 16), (4, 17), (33, 32), (2, 2, 33), (3, 129), (2, 4100))
 LARGE = ((4096, 4096), (2048, 2048))
-VARIANTS = ({}, {"scale": 40.0})
+VARIANTS: tuple[dict, ...] = ({}, {"scale": 40.0})
 
 
 def inputs(

@@ -43,5 +43,5 @@ def implementation(kernels: Kernels) -> Impl:
     return Impl(kernels.name, forward, backward, kernels.why_not, (kernels.device,))
 
 
-CPU = implementation(_native.CPU)
-CUDA = implementation(_native.CUDA)
+CPU: Impl = implementation(_native.CPU)
+CUDA: Impl = implementation(_native.CUDA)

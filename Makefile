@@ -1,0 +1,47 @@
+# make setup · demo · test · lint · bench · doctor · gpu · clean
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup demo test lint format bench doctor gpu clean
+
+setup: .venv/ready
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python setup.py -q build_ext --inplace
+
+.venv/ready: .ci/requirements.txt
+	@$(PYTHON) -c 'import sys; assert (3, 10) <= sys.version_info < (3, 14), "llmsys needs Python 3.10 to 3.13, this is " + sys.version.split()[0]'
+	@command -v c++ > /dev/null || { echo "llmsys needs a C++17 compiler: none found as c++ (Debian: apt-get install g++)"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q -r .ci/requirements.txt
+	touch $@
+
+demo: setup
+	$(BIN)/python -m llmsys train demo --compare
+
+test: setup
+	$(BIN)/python -m pytest -q
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $$(git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
+	$(BIN)/mypy
+
+format: .venv/ready
+	$(BIN)/ruff check --fix -q . ; $(BIN)/ruff format -q .
+	$(BIN)/clang-format -i $$(git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
+
+bench: setup
+	$(BIN)/python -m llmsys bench ops --bars
+
+doctor: setup
+	$(BIN)/python -m llmsys doctor
+
+# On a machine with a GPU and its own torch and Triton: make gpu PYTHON=python3
+gpu:
+	$(PYTHON) setup.py -q build_ext --inplace
+	$(PYTHON) -m pytest -q -m "gpu or not gpu" tests/ops
+	$(PYTHON) -m llmsys doctor
+	$(PYTHON) -m llmsys bench ops --record
+
+clean:
+	rm -rf build dist *.egg-info llmsys/*.so .pytest_cache .mypy_cache .ruff_cache .benchmarks

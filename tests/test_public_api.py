@@ -1,0 +1,34 @@
+"""The public surface, held: a name added or taken away is a decision, made here and in CHANGELOG.md."""
+
+import inspect
+
+import pytest
+
+import llmsys
+
+SURFACE = {
+    "Explanation": None,
+    "add_rms_norm": "(x, residual, weight, eps=1e-06, *, weight_offset=0.0, out=None)",
+    "explain": "(op, *args)",
+    "rms_norm": "(x, weight, eps=1e-06, *, weight_offset=0.0, out=None)",
+    "swiglu": "(gate, up, *, out=None)",
+    "use": "(**implementations)",
+}
+
+
+def test_names():
+    assert sorted(llmsys.__all__) == sorted(SURFACE)
+
+
+@pytest.mark.parametrize("name", [name for name, signature in SURFACE.items() if signature])
+def test_signature(name):
+    signature = inspect.signature(getattr(llmsys, name))
+    parameters = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
+    assert str(inspect.Signature(parameters)) == SURFACE[name]
+
+
+@pytest.mark.parametrize("name", llmsys.ops._op.names())
+def test_docstring_says_what_a_caller_can_rely_on(name):
+    doc = inspect.getdoc(getattr(llmsys, name, None) or getattr(getattr(llmsys.ops, name), name))
+    for section in ("Shapes", "Numerics", "Cost", "Errors", "Source"):
+        assert f"\n{section} " in doc, f"{name}: no {section}"
