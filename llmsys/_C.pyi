@@ -1,4 +1,4 @@
-# The native kernels (csrc/). Functions take addresses, sizes and strides; llmsys/ops/*/native.py are their only callers.
+# The native kernels (csrc/). Functions take addresses, sizes and strides; only llmsys/ops/*/native.py call them.
 from types import ModuleType
 
 cpu: ModuleType
