@@ -59,7 +59,10 @@ def _parts(root: Path) -> Iterator[tuple[str, str]]:
         documented = list(_documented(_parse(source), name))
         sources.append(_without(source, [docstring for _, _, docstring in documented]))
         if documented:
-            yield "modules' docstrings", "\n\n".join(f"{heading}\n\n{text}" for heading, text, _ in documented) + "\n"
+            yield (
+                "modules' docstrings",
+                "\n\n".join(f"{heading}\n\n{text.rstrip()}" for heading, text, _ in documented) + "\n",
+            )
     for source in sources:
         if source.strip():
             yield "modules' source", source

@@ -82,6 +82,8 @@ class TokenFile:
                 sha256.update(ids)
                 ids.tofile(file)
                 count += len(ids)
+            if not count:
+                raise ValueError("llmsys.data.TokenFile.write: no documents, expected at least one")
             header = {
                 "format": FORMAT,
                 "dtype": name,
