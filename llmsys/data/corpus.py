@@ -61,14 +61,19 @@ def documents(paths: str | os.PathLike | Iterable[str | os.PathLike], text_field
     given = [Path(paths)] if isinstance(paths, (str, os.PathLike)) else [Path(path) for path in paths]
     files: list[Path] = []
     left_out = 0
-    for path in given:
-        if path.is_dir():
-            found, skipped = _walk(path)
-            files += found
-            left_out += skipped
-        else:
-            files.append(path)
-    num_bytes = sum(_checked_size(path) for path in files)
+    try:
+        for path in given:
+            if path.is_dir():
+                found, skipped = _walk(path)
+                files += found
+                left_out += skipped
+            else:
+                files.append(path)
+        num_bytes = sum(_checked_size(path) for path in files)
+    except OSError as error:
+        raise ValueError(
+            f"llmsys.data.documents: cannot read {error.filename} ({error.strerror}), expected a readable path"
+        ) from error
     names = ", ".join(map(str, given[:3])) + (f" and {len(given) - 3} more" if len(given) > 3 else "")
     if not files:
         raise ValueError(f"llmsys.data.documents: no file to read in [{names}], expected any of {_known_suffixes()}")
@@ -84,9 +89,7 @@ def _walk(directory: Path) -> tuple[list[Path], int]:
     """The files to read below `directory`, sorted, and the number of entries left out."""
 
     def refuse(error: OSError):
-        raise ValueError(
-            f"llmsys.data.documents: cannot list {error.filename} ({error.strerror}), expected a readable directory"
-        )
+        raise error
 
     files, left_out = [], 0
     for parent, directories, names in os.walk(directory, onerror=refuse):

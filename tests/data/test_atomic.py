@@ -1,4 +1,5 @@
 import os
+import resource
 import signal
 import stat
 import subprocess
@@ -6,6 +7,7 @@ import sys
 
 import pytest
 
+from llmsys.data import atomic
 from llmsys.data.atomic import replacing
 
 
@@ -40,13 +42,13 @@ def test_a_full_disk_leaves_the_old_file(tmp_path):
     """A limit on file size stands in for the disk: the write fails with an OSError in the same place."""
     path = tmp_path / "file"
     path.write_bytes(b"old")
-    program = (
-        "import resource, signal, sys; from pathlib import Path; from llmsys.data.atomic import replacing\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
-        "with replacing(Path(sys.argv[1])) as file: file.write(bytes(100_000))"
-    )
-    done = subprocess.run([sys.executable, "-c", program, str(path)], stderr=subprocess.PIPE, text=True)
-    assert done.returncode == 1 and "File too large" in done.stderr
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with pytest.raises(OSError, match="File too large"), replacing(path) as file:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+            file.write(bytes(100_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["file"]
 
@@ -55,9 +57,11 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"old")
     program = (
-        "import os, signal, sys; from pathlib import Path; from llmsys.data.atomic import replacing\n"
-        "with replacing(Path(sys.argv[1])) as file:\n"
+        "import os, runpy, signal, sys; from pathlib import Path\n"
+        "with runpy.run_path(sys.argv[1])['replacing'](Path(sys.argv[2])) as file:\n"
         "    file.write(b'half'); file.flush(); os.kill(os.getpid(), signal.SIGKILL)"
     )
-    assert subprocess.run([sys.executable, "-c", program, str(path)]).returncode == -signal.SIGKILL
+    killed = subprocess.run([sys.executable, "-c", program, atomic.__file__, path])
+    assert killed.returncode == -signal.SIGKILL
     assert path.read_bytes() == b"old"
+    assert len(os.listdir(tmp_path)) == 2, "the writer was to be killed halfway"

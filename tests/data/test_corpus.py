@@ -1,6 +1,9 @@
 import json
 import os
 import re
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
@@ -169,6 +172,43 @@ def test_read_error_names_the_file(tmp_path):
     (tmp_path / "a.txt").symlink_to("/proc/self/mem")  # opens, and fails when address 0 is read
     with pytest.raises(ValueError, match=r"cannot read .*a\.txt \(.*Input/output error.*\)"):
         list(documents(tmp_path / "a.txt"))
+
+
+@contextmanager
+def unprivileged():
+    """Nobody's rights, if this is root, whom no permission bit stops."""
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+
+
+def test_forbidden_paths_are_named():
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        directory.chmod(0o755)
+        (directory / "locked").mkdir()
+        (directory / "locked" / "a.txt").write_text("secret")
+        (directory / "locked").chmod(0)
+        (directory / "b.txt").write_text("secret")
+        (directory / "b.txt").chmod(0)
+        with unprivileged():
+            for paths in (directory, directory / "locked"):
+                with pytest.raises(
+                    ValueError, match=r"cannot read .*locked \(Permission denied\), expected a readable path"
+                ):
+                    documents(paths)
+            with pytest.raises(ValueError, match=r"cannot read .*a\.txt \(Permission denied\)"):
+                documents(directory / "locked" / "a.txt")
+            with pytest.raises(
+                ValueError, match=r"cannot read .*b\.txt \(.*Permission denied.*\), expected a readable, whole"
+            ):
+                list(documents(directory / "b.txt"))
+        (directory / "locked").chmod(0o700)
 
 
 def test_missing_pyarrow_is_named(tmp_path, monkeypatch):

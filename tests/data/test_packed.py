@@ -83,14 +83,15 @@ def test_ranks_share_the_same_global_batches(token_file, world_size):
 
 @pytest.mark.parametrize("split", ["train", "validation", "all"])
 def test_resume_equals_an_uninterrupted_run(token_file, split):
-    per_epoch = make(token_file, split=split).batches_per_epoch
-    assert make(token_file, split=split).num_windows % 8, "an epoch must end within a batch for this test"
-    whole = take(make(token_file, split=split), 3 * per_epoch)
+    start = make(token_file, split=split, batch_size=9)
+    assert start.num_windows % 9, "an epoch must end within a batch for this test"
+    per_epoch = start.batches_per_epoch
+    whole = take(start, 3 * per_epoch)
     for position in (0, 1, per_epoch - 1, per_epoch, per_epoch + 1, 2 * per_epoch):
-        batches = make(token_file, split=split)
+        batches = make(token_file, split=split, batch_size=9)
         take(batches, position)
         state = json.loads(json.dumps(batches.state_dict()))
-        resumed = make(TokenFile(token_file.path), split=split)
+        resumed = make(TokenFile(token_file.path), split=split, batch_size=9)
         resumed.load_state_dict(state)
         assert_equal(take(resumed, 3 * per_epoch - position), whole[position:])
 

@@ -41,14 +41,14 @@ def test_a_damaged_cache_is_refused(corpus, tmp_path):
         prepare(corpus, cache, vocab_size=300)
 
 
-def test_processes_may_prepare_at_once(corpus, tmp_path):
+def test_processes_may_prepare_at_once_and_agree(corpus, tmp_path):
     program = (
         "import sys; from llmsys.data import documents, prepare;"
         "print(prepare(documents(sys.argv[1]), sys.argv[2], vocab_size=300)[1].sha256)"
     )
     command = [sys.executable, "-c", program, str(tmp_path / "a.txt"), str(tmp_path / "cache")]
-    processes = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(2)]
-    printed = {process.communicate()[0] for process in processes}
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    printed = {process.communicate()[0].strip() for process in processes}
     assert [process.returncode for process in processes] == [0, 0]
-    assert len(printed) == 1
     assert len(list((tmp_path / "cache").iterdir())) == 2
+    assert printed == {prepare(corpus, tmp_path / "here", vocab_size=300)[1].sha256}, "training depends on the process"

@@ -1,17 +1,10 @@
 import json
-import subprocess
-import sys
 
 import pytest
 import tokenizers
 
 from llmsys import env
 from llmsys.data import Tokenizer, documents
-
-
-def write_lines(path, texts):
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    return path
 
 
 def test_any_text_comes_back(tokenizer, texts):
@@ -41,17 +34,6 @@ def test_decode_refuses_ids_outside_the_vocabulary(tokenizer):
     for id in (-1, 400):
         with pytest.raises(ValueError, match=rf"id {id}, expected 0 to 399"):
             tokenizer.decode([1, id])
-
-
-def test_training_is_the_same_in_every_process(tokenizer, texts, tmp_path):
-    write_lines(tmp_path / "texts.jsonl", texts)
-    program = (
-        "import sys; from llmsys.data import Tokenizer, documents;"
-        "Tokenizer.train(documents(sys.argv[1]), vocab_size=400).save(sys.argv[2])"
-    )
-    subprocess.run([sys.executable, "-c", program, tmp_path / "texts.jsonl", tmp_path / "a"], check=True)
-    tokenizer.save(tmp_path / "b")
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
 def test_save_and_load(tokenizer, texts, tmp_path):
@@ -100,9 +82,8 @@ def test_vocab_size_is_kept_or_refused(texts):
 
 
 def test_a_reading_error_stops_training(texts, tmp_path):
-    path = write_lines(tmp_path / "a.jsonl", texts)
-    with path.open("a") as file:
-        file.write('{"text": "cut o')
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts) + '{"text": "cut o')
     with pytest.raises(ValueError, match="line 101 is not JSON"):
         Tokenizer.train(documents(path), vocab_size=300)
 
