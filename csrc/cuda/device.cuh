@@ -1,0 +1,153 @@
+// Everything that is CUDA's own: launches, shared memory, reductions, vector loads and stores, element types.
+//
+// Compiled by nvcc, this is CUDA. Compiled by g++ with tests/simt first on the include path, the <cuda_*.h> below are the
+// simulator's, and the same kernels run on the CPU.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+#include "../dtype.h"
+
+// Shared memory is declared with these two alone, so that the simulator sees each access to it.
+#ifndef LLMSYS_SHARED
+#define LLMSYS_SHARED(T, name, size) __shared__ T name[size]
+#define LLMSYS_DYNAMIC_SHARED(T, name)                            \
+  extern __shared__ __align__(16) unsigned char dynamic_shared[]; \
+  T* name = reinterpret_cast<T*>(dynamic_shared)
+#endif
+
+namespace llmsys::cuda {
+
+// ---- host: launches ----
+
+constexpr int kWarp = 32;
+constexpr int kVectorBytes = 16;  // the widest access a thread can make
+constexpr int64_t kMaxBlocks = 0x7fffffff;
+
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+struct Grid {
+  dim3 blocks, threads;
+  size_t shared_bytes = 0;
+};
+
+// Starts kernel(arguments...) on `stream`. Faults of a kernel that runs show at a later call, as CUDA has it.
+template <class... Parameters, class... Arguments>
+void launch(const char* name, const Grid& grid, void* stream, void (*kernel)(Parameters...), const Arguments&... arguments) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid.blocks;
+  config.blockDim = grid.threads;
+  config.dynamicSmemBytes = grid.shared_bytes;
+  config.stream = static_cast<cudaStream_t>(stream);
+  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, arguments...);
+  if (error != cudaSuccess) throw std::runtime_error(std::string("llmsys.cuda.") + name + ": " + cudaGetErrorString(error));
+}
+
+// Whether all these may be read and written kVectorBytes at a time. A null pointer may.
+template <class... Pointers>
+bool aligned(Pointers... pointers) {
+  return ((reinterpret_cast<uintptr_t>(pointers) % kVectorBytes == 0) && ...);
+}
+
+// Calls visit(T{}) with the C++ type of `dtype`.
+template <class Visit>
+void with_type(DType dtype, Visit visit) {
+  switch (dtype) {
+    case DType::float32:
+      return visit(float{});
+    case DType::bfloat16:
+      return visit(__nv_bfloat16{});
+    case DType::float16:
+      return visit(__half{});
+  }
+}
+
+// ---- element types: arithmetic is in float32, conversions round to nearest even ----
+
+__device__ inline float to_float(float value) { return value; }
+__device__ inline float to_float(__nv_bfloat16 value) { return __bfloat162float(value); }
+__device__ inline float to_float(__half value) { return __half2float(value); }
+
+template <class T>
+__device__ T from_float(float value);
+template <>
+__device__ inline float from_float(float value) {
+  return value;
+}
+template <>
+__device__ inline __nv_bfloat16 from_float(float value) {
+  return __float2bfloat16_rn(value);
+}
+template <>
+__device__ inline __half from_float(float value) {
+  return __float2half_rn(value);
+}
+
+// ---- vectors: kWidth neighbours, read and written at once where they fit kVectorBytes ----
+
+template <class T, int kWidth>
+struct alignas(sizeof(T) * kWidth < kVectorBytes ? sizeof(T) * kWidth : kVectorBytes) Vector {
+  T values[kWidth];
+
+  __device__ float operator[](int i) const { return to_float(values[i]); }
+  __device__ void set(int i, float value) { values[i] = from_float<T>(value); }
+};
+
+// How many elements make kVectorBytes.
+template <class T>
+constexpr int kFullWidth = kVectorBytes / int(sizeof(T));
+
+template <int kWidth, class T>
+__device__ Vector<T, kWidth> load(const T* from) {
+  return *reinterpret_cast<const Vector<T, kWidth>*>(from);
+}
+
+template <class T, int kWidth>
+__device__ void store(T* to, const Vector<T, kWidth>& vector) {
+  *reinterpret_cast<Vector<T, kWidth>*>(to) = vector;
+}
+
+// The same where an array may end within the vector: only `count` elements are touched.
+template <int kWidth, class T>
+__device__ Vector<T, kWidth> load(const T* from, int64_t count) {
+  if (count >= kWidth) return load<kWidth>(from);
+  Vector<T, kWidth> vector{};
+  for (int i = 0; i < kWidth; ++i)
+    if (i < count) vector.values[i] = from[i];
+  return vector;
+}
+
+template <class T, int kWidth>
+__device__ void store(T* to, const Vector<T, kWidth>& vector, int64_t count) {
+  if (count >= kWidth) return store(to, vector);
+  for (int i = 0; i < kWidth; ++i)
+    if (i < count) to[i] = vector.values[i];
+}
+
+// ---- reductions: the same bits in every thread, and every time ----
+
+__device__ inline float warp_sum(float value) {
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(0xffffffffu, value, offset);
+  return value;
+}
+
+// The sum over threadIdx.x, apart for each threadIdx.y. Needs blockDim.x a multiple of kWarp, and the whole block to call
+// it unless blockDim.x is kWarp.
+__device__ inline float row_sum(float value) {
+  value = warp_sum(value);
+  if (blockDim.x == kWarp) return value;
+  LLMSYS_SHARED(float, warp_sums, kWarp);
+  const unsigned lane = threadIdx.x % kWarp, warps = blockDim.x / kWarp, first = threadIdx.y * warps;
+  __syncthreads();  // the sums of an earlier call have been read
+  if (lane == 0) warp_sums[first + threadIdx.x / kWarp] = value;
+  __syncthreads();
+  return warp_sum(lane < warps ? warp_sums[first + lane] : 0.0f);
+}
+
+}  // namespace llmsys::cuda

@@ -1,0 +1,121 @@
+// Stands in for CUDA's <cuda_runtime.h>: the part of it that csrc/cuda uses, run on the CPU by simt.cpp.
+//
+// A block runs at a time, its threads in random order, each until it waits for others. What a GPU leaves undefined ends
+// the launch with an error that names the block, the thread and the cause: lanes that call different warp functions, or
+// with different masks, or have exited; a barrier that not all threads reach; races on shared memory.
+// Blocks that wait for each other cannot run here. What CUDA has and this header lacks does not compile: add it.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <type_traits>
+
+#include "shared.h"
+
+#define __global__
+#define __device__
+#define __grid_constant__
+#define __launch_bounds__(...)
+
+struct uint3 {
+  unsigned x, y, z;
+};
+
+struct dim3 {
+  unsigned x, y, z;
+  dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+
+extern uint3 threadIdx, blockIdx;
+extern dim3 blockDim, gridDim;
+
+// ---- launches ----
+
+enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidConfiguration = 9, cudaErrorLaunchFailure = 719 };
+using cudaStream_t = struct CUstream_st*;
+
+struct cudaLaunchConfig_t {
+  dim3 gridDim, blockDim;
+  size_t dynamicSmemBytes;
+  cudaStream_t stream;
+};
+
+// What went wrong in the last launch.
+const char* cudaGetErrorString(cudaError_t error);
+
+namespace simt {
+cudaError_t launch(const cudaLaunchConfig_t& config, const std::function<void()>& thread);
+}
+
+template <class... Parameters, class... Arguments>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...), Arguments&&... arguments) {
+  static_assert((std::is_trivially_copyable_v<std::decay_t<Parameters>> && ...), "kernel arguments are copied as bytes");
+  static_assert((sizeof(Parameters) + ... + 0) <= 4096, "kernel arguments hold 4 KiB");
+  return simt::launch(*config, [&] { kernel(arguments...); });
+}
+
+// ---- barriers and warp functions ----
+
+namespace simt {
+
+// Where a thread waits, for messages.
+struct Site {
+  const char* function;
+  const char* file;
+  int line;
+};
+
+void barrier(const Site& site);
+
+int lane();
+// Waits for the lanes of `mask`, then gives what `source` sent.
+uint64_t exchange(const Site& site, unsigned mask, uint64_t sent, int source);
+
+template <class T>
+T shuffle(const Site& site, unsigned mask, T value, int source) {
+  static_assert(sizeof(T) <= sizeof(uint64_t));
+  uint64_t bits = 0;
+  std::memcpy(&bits, &value, sizeof value);
+  bits = exchange(site, mask, bits, source);
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+}  // namespace simt
+
+// __builtin_FILE and __builtin_LINE as default arguments are those of the call.
+inline void __syncthreads(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+  simt::barrier({"__syncthreads", file, line});
+}
+
+void __syncwarp(unsigned mask = 0xffffffffu, const char* file = __builtin_FILE(), int line = __builtin_LINE());
+
+template <class T>
+T __shfl_sync(unsigned mask, T value, int source, int width = 32, const char* file = __builtin_FILE(),
+              int line = __builtin_LINE()) {
+  const int from = (simt::lane() & -width) | (source & (width - 1));
+  return simt::shuffle({"__shfl_sync", file, line}, mask, value, from);
+}
+
+template <class T>
+T __shfl_xor_sync(unsigned mask, T value, int lane_mask, int width = 32, const char* file = __builtin_FILE(),
+                  int line = __builtin_LINE()) {
+  const int lane = simt::lane(), from = lane ^ lane_mask;
+  return simt::shuffle({"__shfl_xor_sync", file, line}, mask, value, from > (lane | (width - 1)) ? lane : from);
+}
+
+template <class T>
+T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32, const char* file = __builtin_FILE(),
+                   int line = __builtin_LINE()) {
+  const int lane = simt::lane(), from = lane + int(delta);
+  return simt::shuffle({"__shfl_down_sync", file, line}, mask, value, from > (lane | (width - 1)) ? lane : from);
+}
+
+template <class T>
+T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32, const char* file = __builtin_FILE(),
+                 int line = __builtin_LINE()) {
+  const int lane = simt::lane(), from = lane - int(delta);
+  return simt::shuffle({"__shfl_up_sync", file, line}, mask, value, from < (lane & -width) ? lane : from);
+}
