@@ -1,0 +1,282 @@
+"""RMSNorm in Triton, with an optional residual added first: the kernels of `rms_norm` and of `add_rms_norm`.
+
+Up to REGISTER_DIM a program holds whole rows in registers and reads each once. Longer rows are looped over twice; the
+second reading comes from the L2 cache.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from llmsys.ops._triton import as_rows, device_of, empty_like, load, num_warps, rounded, store, to_float32
+
+TILE = 4096  # elements a program holds when rows are short: 8 warps
+LOOP_BLOCK = 4096
+FORWARD_REGISTER_DIM = 32768
+BACKWARD_REGISTER_DIM = 8192  # the backward also holds dy and its part of dweight
+BACKWARD_WARPS_PER_SM = 16
+INTERPRETED_SMS = 4
+
+
+@triton.jit
+def forward_kernel(
+    x_ptr,
+    residual_ptr,
+    weight_ptr,
+    sum_ptr,
+    y_ptr,
+    rstd_ptr,
+    rows,
+    dim,
+    x_stride,
+    residual_stride,
+    eps,
+    weight_offset,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)[:, None]
+    col = tl.arange(0, BLOCK_DIM)[None, :]
+    mask = (row < rows) & (col < dim)
+    s = load(x_ptr + row * x_stride + col, mask)
+    if residual_ptr is not None:
+        s += load(residual_ptr + row * residual_stride + col, mask)
+        s = to_float32(rounded(s, sum_ptr.dtype.element_ty))
+        store(sum_ptr + row * dim + col, s, mask)
+    rstd = tl.div_rn(1.0, tl.sqrt_rn(tl.sum(s * s, axis=1, keep_dims=True) / dim + eps))
+    weight = load(weight_ptr + col, col < dim) + weight_offset
+    store(y_ptr + row * dim + col, s * rstd * weight, mask)
+    tl.store(rstd_ptr + row, rstd, mask=row < rows)
+
+
+@triton.jit
+def forward_looped_kernel(
+    x_ptr,
+    residual_ptr,
+    weight_ptr,
+    sum_ptr,
+    y_ptr,
+    rstd_ptr,
+    dim,
+    x_stride,
+    residual_stride,
+    eps,
+    weight_offset,
+    BLOCK_DIM: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    x_ptr += row * x_stride
+    y_ptr += row * dim
+    s_ptr = x_ptr
+    if residual_ptr is not None:
+        residual_ptr += row * residual_stride
+        sum_ptr += row * dim
+        s_ptr = sum_ptr
+    squares = tl.zeros((BLOCK_DIM,), tl.float32)
+    for start in range(0, dim, BLOCK_DIM):
+        col = start + tl.arange(0, BLOCK_DIM)
+        s = load(x_ptr + col, col < dim)
+        if residual_ptr is not None:
+            s += load(residual_ptr + col, col < dim)
+            s = to_float32(rounded(s, sum_ptr.dtype.element_ty))
+            store(sum_ptr + col, s, col < dim)
+        squares += s * s
+    rstd = tl.div_rn(1.0, tl.sqrt_rn(tl.sum(squares, axis=0) / dim + eps))
+    tl.store(rstd_ptr + row, rstd)
+    tl.debug_barrier()  # `sum` is read below by threads that may not have written it
+    for start in range(0, dim, BLOCK_DIM):
+        col = start + tl.arange(0, BLOCK_DIM)
+        s = load(s_ptr + col, col < dim)
+        weight = load(weight_ptr + col, col < dim) + weight_offset
+        store(y_ptr + col, s * rstd * weight, col < dim)
+
+
+@triton.jit
+def backward_kernel(
+    dy_ptr,
+    dsum_ptr,
+    s_ptr,
+    weight_ptr,
+    rstd_ptr,
+    dx_ptr,
+    partial_ptr,
+    rows,
+    dim,
+    chunk_rows,
+    dy_stride,
+    dsum_stride,
+    s_stride,
+    weight_offset,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+):
+    """One chunk: a run of `chunk_rows` rows, a multiple of BLOCK_ROWS. Its part of dweight stays in registers."""
+    chunk = tl.program_id(0).to(tl.int64)
+    first = chunk * chunk_rows
+    col = tl.arange(0, BLOCK_DIM)[None, :]
+    weight = load(weight_ptr + col, col < dim) + weight_offset
+    dweight = tl.zeros((BLOCK_ROWS, BLOCK_DIM), tl.float32)
+    for start in range(first, tl.minimum(first + chunk_rows, rows), BLOCK_ROWS):
+        row = start + tl.arange(0, BLOCK_ROWS)[:, None]
+        mask = (row < rows) & (col < dim)
+        dy = load(dy_ptr + row * dy_stride + col, mask)
+        rstd = tl.load(rstd_ptr + row, mask=row < rows, other=0.0)
+        normed = load(s_ptr + row * s_stride + col, mask) * rstd
+        dweight += dy * normed
+        dnormed = dy * weight
+        along = tl.sum(dnormed * normed, axis=1, keep_dims=True) / dim
+        dx = (dnormed - normed * along) * rstd
+        if dsum_ptr is not None:
+            dx += load(dsum_ptr + row * dsum_stride + col, mask)
+        store(dx_ptr + row * dim + col, dx, mask)
+    flat_col = tl.arange(0, BLOCK_DIM)
+    tl.store(partial_ptr + chunk * dim + flat_col, tl.sum(dweight, axis=0), mask=flat_col < dim)
+
+
+@triton.jit
+def backward_looped_kernel(
+    dy_ptr,
+    dsum_ptr,
+    s_ptr,
+    weight_ptr,
+    rstd_ptr,
+    dx_ptr,
+    partial_ptr,
+    rows,
+    dim,
+    chunk_rows,
+    dy_stride,
+    dsum_stride,
+    s_stride,
+    weight_offset,
+    BLOCK_DIM: tl.constexpr,
+):
+    """One chunk, row by row. Its part of dweight is summed in `partial`, which no other program touches."""
+    chunk = tl.program_id(0).to(tl.int64)
+    first = chunk * chunk_rows
+    partial_ptr += chunk * dim
+    for row in range(first, tl.minimum(first + chunk_rows, rows)):
+        rstd = tl.load(rstd_ptr + row)
+        dots = tl.zeros((BLOCK_DIM,), tl.float32)
+        for start in range(0, dim, BLOCK_DIM):
+            col = start + tl.arange(0, BLOCK_DIM)
+            dy = load(dy_ptr + row * dy_stride + col, col < dim)
+            normed = load(s_ptr + row * s_stride + col, col < dim) * rstd
+            weight = load(weight_ptr + col, col < dim) + weight_offset
+            dots += dy * weight * normed
+        along = tl.sum(dots, axis=0) / dim
+        tl.debug_barrier()  # `partial` is read below by threads that may not have written it
+        for start in range(0, dim, BLOCK_DIM):
+            col = start + tl.arange(0, BLOCK_DIM)
+            dy = load(dy_ptr + row * dy_stride + col, col < dim)
+            normed = load(s_ptr + row * s_stride + col, col < dim) * rstd
+            weight = load(weight_ptr + col, col < dim) + weight_offset
+            dx = (dy * weight - normed * along) * rstd
+            if dsum_ptr is not None:
+                dx += load(dsum_ptr + row * dsum_stride + col, col < dim)
+            store(dx_ptr + row * dim + col, dx, col < dim)
+            dweight = tl.load(partial_ptr + col, mask=(col < dim) & (row > first), other=0.0)
+            tl.store(partial_ptr + col, dweight + dy * normed, mask=col < dim)
+
+
+@triton.jit
+def dweight_kernel(
+    partial_ptr, dweight_ptr, chunks, dim, BLOCK_CHUNKS: tl.constexpr, BLOCK_DIM: tl.constexpr
+):
+    """dweight, the sum over chunks, in an order that only `chunks` decides."""
+    col = tl.program_id(0) * BLOCK_DIM + tl.arange(0, BLOCK_DIM)
+    total = tl.zeros((BLOCK_CHUNKS, BLOCK_DIM), tl.float32)
+    for start in range(0, chunks, BLOCK_CHUNKS):
+        chunk = start + tl.arange(0, BLOCK_CHUNKS)[:, None]
+        mask = (chunk < chunks) & (col < dim)[None, :]
+        total += tl.load(partial_ptr + chunk.to(tl.int64) * dim + col[None, :], mask=mask, other=0.0)
+    store(dweight_ptr + col, tl.sum(total, axis=0), col < dim)
+
+
+def tile(dim: int) -> tuple[int, int]:
+    """(BLOCK_ROWS, BLOCK_DIM) of a program that holds whole rows."""
+    block_dim = triton.next_power_of_2(dim)
+    return max(TILE // block_dim, 1), block_dim
+
+
+def chunk_rows(rows: int, dim: int, num_sms: int) -> int:
+    """Rows per program of the backward: enough programs to fill the device once, each a whole number of tiles."""
+    if dim > BACKWARD_REGISTER_DIM:
+        block_rows, warps = 1, num_warps(LOOP_BLOCK)
+    else:
+        block_rows, block_dim = tile(dim)
+        warps = num_warps(block_rows * block_dim)
+    programs = num_sms * (BACKWARD_WARPS_PER_SM // warps)
+    return triton.cdiv(triton.cdiv(rows, block_rows), programs) * block_rows
+
+
+def launch_forward(
+    x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, weight_offset: float, sum: Tensor | None, y: Tensor
+) -> Tensor:
+    """Fill `y`, and `sum` where there is a residual; return rstd."""
+    rstd = torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device)
+    rows, dim = rstd.numel(), x.shape[-1]
+    if rows == 0:
+        return rstd
+    x, weight = as_rows(x), weight.contiguous()
+    residual = None if residual is None else as_rows(residual)
+    strides = x.stride(0), 0 if residual is None else residual.stride(0)
+    tensors = x, residual, weight, sum, y, rstd
+    with device_of(x):
+        if dim > FORWARD_REGISTER_DIM:
+            forward_looped_kernel[(rows,)](
+                *tensors, dim, *strides, eps, weight_offset, LOOP_BLOCK, num_warps=num_warps(LOOP_BLOCK)
+            )
+        else:
+            block_rows, block_dim = tile(dim)
+            forward_kernel[(triton.cdiv(rows, block_rows),)](
+                *tensors, rows, dim, *strides, eps, weight_offset, block_rows, block_dim,
+                num_warps=num_warps(block_rows * block_dim),
+            )  # fmt: skip
+    return rstd
+
+
+def launch_backward(
+    dy: Tensor, dsum: Tensor | None, s: Tensor, weight: Tensor, rstd: Tensor, weight_offset: float, dx: Tensor
+) -> Tensor:
+    """Fill `dx`; return dweight."""
+    rows, dim = rstd.numel(), s.shape[-1]
+    if rows == 0:
+        return torch.zeros(dim, dtype=weight.dtype, device=weight.device)
+    dweight = torch.empty(dim, dtype=weight.dtype, device=weight.device)
+    dy, s, weight, rstd = as_rows(dy), as_rows(s), weight.contiguous(), rstd.contiguous()
+    dsum = None if dsum is None else as_rows(dsum)
+    num_sms = torch.cuda.get_device_properties(s.device).multi_processor_count if s.is_cuda else INTERPRETED_SMS
+    run = chunk_rows(rows, dim, num_sms)
+    chunks = triton.cdiv(rows, run)
+    partial = torch.empty(chunks, dim, dtype=torch.float32, device=s.device)
+    tensors = dy, dsum, s, weight, rstd, dx, partial
+    strides = dy.stride(0), 0 if dsum is None else dsum.stride(0), s.stride(0)
+    with device_of(s):
+        if dim > BACKWARD_REGISTER_DIM:
+            backward_looped_kernel[(chunks,)](
+                *tensors, rows, dim, run, *strides, weight_offset, LOOP_BLOCK, num_warps=num_warps(LOOP_BLOCK)
+            )
+        else:
+            block_rows, block_dim = tile(dim)
+            backward_kernel[(chunks,)](
+                *tensors, rows, dim, run, *strides, weight_offset, block_rows, block_dim,
+                num_warps=num_warps(block_rows * block_dim),
+            )  # fmt: skip
+        dweight_kernel[(triton.cdiv(dim, 32),)](partial, dweight, chunks, dim, 64, 32, num_warps=4)
+    return dweight
+
+
+def forward(
+    x: Tensor, weight: Tensor, eps: float, weight_offset: float, out: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    y = empty_like(x) if out is None else out
+    return y, launch_forward(x, None, weight, eps, weight_offset, None, y)
+
+
+def backward(
+    dy: Tensor, x: Tensor, weight: Tensor, rstd: Tensor, weight_offset: float, out: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    dx = empty_like(x) if out is None else out
+    return dx, launch_backward(dy, None, x, weight, rstd, weight_offset, dx)
