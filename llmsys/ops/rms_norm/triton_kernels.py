@@ -194,6 +194,12 @@ def dweight_kernel(
     store(dweight_ptr + col, tl.sum(total, axis=0), col < dim)
 
 
+def dweight_tile(dim: int) -> tuple[int, int]:
+    """(BLOCK_CHUNKS, BLOCK_DIM): about 128 programs, each reading at least 128 bytes of a chunk's row."""
+    block_dim = min(max(triton.next_power_of_2(triton.cdiv(dim, 128)), 32), 256)
+    return 2048 // block_dim, block_dim
+
+
 def tile(dim: int) -> tuple[int, int]:
     """(BLOCK_ROWS, BLOCK_DIM) of a program that holds whole rows."""
     block_dim = triton.next_power_of_2(dim)
@@ -264,7 +270,10 @@ def launch_backward(
                 *tensors, rows, dim, run, *strides, weight_offset, block_rows, block_dim,
                 num_warps=num_warps(block_rows * block_dim),
             )  # fmt: skip
-        dweight_kernel[(triton.cdiv(dim, 32),)](partial, dweight, chunks, dim, 64, 32, num_warps=4)
+        block_chunks, block_dim = dweight_tile(dim)
+        dweight_kernel[(triton.cdiv(dim, block_dim),)](
+            partial, dweight, chunks, dim, block_chunks, block_dim, num_warps=num_warps(block_chunks * block_dim)
+        )
     return dweight
 
 

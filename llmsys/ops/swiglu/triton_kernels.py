@@ -6,7 +6,7 @@ from torch import Tensor
 
 from llmsys.ops._triton import as_rows, device_of, empty_like, load, num_warps, store
 
-TILE = 2048
+TILE = 4096
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2_HIGH = tl.constexpr(0.693359375)  # 9 bits: its product with an exponent is exact
 LN_2_LOW = tl.constexpr(-2.12194440e-4)  # ln 2 - LN_2_HIGH
