@@ -14,7 +14,8 @@ from llmsys.ops._triton import as_rows, device_of, empty_like, load, num_warps, 
 TILE = 4096  # elements a program holds when rows are short: 8 warps
 LOOP_BLOCK = 4096
 FORWARD_REGISTER_DIM = 32768
-BACKWARD_REGISTER_DIM = 8192  # the backward also holds dy and its part of dweight
+BACKWARD_REGISTER_BYTES = 32768  # per row of x; beyond, dweight's part no longer fits in registers (ptxas: spills)
+BACKWARD_RELOAD_DIM = tl.constexpr(4096)  # beyond, dy and x no longer fit beside it and are read again, from L1
 BACKWARD_WARPS_PER_SM = 16
 INTERPRETED_SMS = 4
 
@@ -115,7 +116,6 @@ def backward_kernel(
     chunk = tl.program_id(0).to(tl.int64)
     first = chunk * chunk_rows
     col = tl.arange(0, BLOCK_DIM)[None, :]
-    weight = load(weight_ptr + col, col < dim) + weight_offset
     dweight = tl.zeros((BLOCK_ROWS, BLOCK_DIM), tl.float32)
     for start in range(first, tl.minimum(first + chunk_rows, rows), BLOCK_ROWS):
         row = start + tl.arange(0, BLOCK_ROWS)[:, None]
@@ -123,10 +123,15 @@ def backward_kernel(
         dy = load(dy_ptr + row * dy_stride + col, mask)
         rstd = tl.load(rstd_ptr + row, mask=row < rows, other=0.0)
         normed = load(s_ptr + row * s_stride + col, mask) * rstd
+        weight = load(weight_ptr + col, col < dim) + weight_offset
+        along = tl.sum(dy * weight * normed, axis=1, keep_dims=True) / dim
+        if BLOCK_DIM > BACKWARD_RELOAD_DIM:
+            tl.debug_barrier()  # else the compiler merges these loads with the first ones
+            dy = load(dy_ptr + row * dy_stride + col, mask)
+            normed = load(s_ptr + row * s_stride + col, mask) * rstd
+            weight = load(weight_ptr + col, col < dim) + weight_offset
         dweight += dy * normed
-        dnormed = dy * weight
-        along = tl.sum(dnormed * normed, axis=1, keep_dims=True) / dim
-        dx = (dnormed - normed * along) * rstd
+        dx = (dy * weight - normed * along) * rstd
         if dsum_ptr is not None:
             dx += load(dsum_ptr + row * dsum_stride + col, mask)
         store(dx_ptr + row * dim + col, dx, mask)
@@ -206,9 +211,13 @@ def tile(dim: int) -> tuple[int, int]:
     return max(TILE // block_dim, 1), block_dim
 
 
-def chunk_rows(rows: int, dim: int, num_sms: int) -> int:
+def backward_loops(dim: int, dtype: torch.dtype) -> bool:
+    return dim * dtype.itemsize > BACKWARD_REGISTER_BYTES
+
+
+def chunk_rows(rows: int, dim: int, dtype: torch.dtype, num_sms: int) -> int:
     """Rows per program of the backward: enough programs to fill the device once, each a whole number of tiles."""
-    if dim > BACKWARD_REGISTER_DIM:
+    if backward_loops(dim, dtype):
         block_rows, warps = 1, num_warps(LOOP_BLOCK)
     else:
         block_rows, block_dim = tile(dim)
@@ -254,13 +263,13 @@ def launch_backward(
     dy, s, weight, rstd = as_rows(dy), as_rows(s), weight.contiguous(), rstd.contiguous()
     dsum = None if dsum is None else as_rows(dsum)
     num_sms = torch.cuda.get_device_properties(s.device).multi_processor_count if s.is_cuda else INTERPRETED_SMS
-    run = chunk_rows(rows, dim, num_sms)
+    run = chunk_rows(rows, dim, s.dtype, num_sms)
     chunks = triton.cdiv(rows, run)
     partial = torch.empty(chunks, dim, dtype=torch.float32, device=s.device)
     tensors = dy, dsum, s, weight, rstd, dx, partial
     strides = dy.stride(0), 0 if dsum is None else dsum.stride(0), s.stride(0)
     with device_of(s):
-        if dim > BACKWARD_REGISTER_DIM:
+        if backward_loops(dim, s.dtype):
             backward_looped_kernel[(chunks,)](
                 *tensors, rows, dim, run, *strides, weight_offset, LOOP_BLOCK, num_warps=num_warps(LOOP_BLOCK)
             )
