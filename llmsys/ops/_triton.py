@@ -1,11 +1,12 @@
-"""What the Triton kernels of all ops share: loads and stores that compute in float32, and tensors seen as rows."""
+"""What the Triton kernels of all ops share: loads and stores around arithmetic in float32, and the size of a launch."""
+
+from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from llmsys import env
 
@@ -42,19 +43,7 @@ def store(pointer, value, mask):
     tl.store(pointer, rounded(value, pointer.dtype.element_ty), mask=mask)
 
 
-def as_rows(x: Tensor) -> Tensor:
-    """`x` (..., D) as (rows, D) with a contiguous last dim: a view where the strides allow one, else one copy."""
-    if x.stride(-1) != 1 and x.shape[-1] > 1:
-        x = x.contiguous()
-    return x.reshape(-1, x.shape[-1])
-
-
-def empty_like(x: Tensor) -> Tensor:
-    """A contiguous output, whatever the strides of `x`."""
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
-
-
-def device_of(x: Tensor) -> AbstractContextManager:
+def device_of(x: torch.Tensor) -> AbstractContextManager:
     """Triton launches on the current device; this makes it the one of `x`."""
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 

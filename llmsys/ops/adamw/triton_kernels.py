@@ -3,13 +3,14 @@
 Source: Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2, in the form torch.optim.AdamW computes it.
 """
 
+from __future__ import annotations
+
 import math
 from itertools import accumulate
 
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from llmsys.ops._triton import device_of, load, store
 
@@ -141,7 +142,7 @@ def adamw_kernel(
         )
 
 
-def address_table(columns: list[list[Tensor]]) -> tuple[list[list[int]], int]:
+def address_table(columns: list[list[torch.Tensor]]) -> tuple[list[list[int]], int]:
     """The kernel's table, and the number of programs."""
     numels = [x.numel() for x in columns[0]]
     ends = list(accumulate(triton.cdiv(numel, BLOCK) for numel in numels))
@@ -152,18 +153,18 @@ TL_DTYPE = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float1
 
 
 def forward(
-    params: list[Tensor],
-    grads: list[Tensor],
-    exp_avgs: list[Tensor],
-    exp_avg_sqs: list[Tensor],
-    masters: list[Tensor],
+    params: list[torch.Tensor],
+    grads: list[torch.Tensor],
+    exp_avgs: list[torch.Tensor],
+    exp_avg_sqs: list[torch.Tensor],
+    masters: list[torch.Tensor],
     lr: float,
     beta1: float,
     beta2: float,
     eps: float,
     weight_decay: float,
     step: int,
-    grad_scale: Tensor | None,
+    grad_scale: torch.Tensor | None,
     maximize: bool,
 ) -> None:
     step_size = lr / (1 - beta1**step)

@@ -1,31 +1,31 @@
 """Residual addition and RMSNorm in one pass, by the kernels of `rms_norm`."""
 
-from torch import Tensor
+from __future__ import annotations
 
-from llmsys.ops._triton import empty_like
+import torch
+
 from llmsys.ops.rms_norm.triton_kernels import launch_backward, launch_forward
 
 
 def forward(
-    x: Tensor,
-    residual: Tensor,
-    weight: Tensor,
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
     eps: float,
     weight_offset: float,
-    out: tuple[Tensor, Tensor] | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    y, sum = (empty_like(x), empty_like(x)) if out is None else out
-    return y, sum, launch_forward(x, residual, weight, eps, weight_offset, sum, y)
+    out: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return launch_forward("add_rms_norm", x, residual, weight, eps, weight_offset, out)
 
 
 def backward(
-    dy: Tensor,
-    dsum: Tensor | None,
-    sum: Tensor,
-    weight: Tensor,
-    rstd: Tensor,
+    dy: torch.Tensor,
+    dsum: torch.Tensor | None,
+    sum: torch.Tensor,
+    weight: torch.Tensor,
+    rstd: torch.Tensor,
+    eps: float,
     weight_offset: float,
-    out: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    dx = empty_like(sum) if out is None else out
-    return dx, launch_backward(dy, dsum, sum, weight, rstd, weight_offset, dx)
+    out: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return launch_backward("add_rms_norm", dy, dsum, sum, weight, rstd, weight_offset, out)

@@ -1,17 +1,20 @@
 """RMSNorm in Triton, with an optional residual added first: the kernels of `rms_norm` and of `add_rms_norm`.
 
-Up to REGISTER_DIM a program holds whole rows in registers and reads each once. Longer rows are looped over twice; the
-second reading comes from the L2 cache.
+A program holds whole rows in registers and reads each once, up to a length that compiled code shows to fit. Longer rows
+are looped over twice; the second reading comes from the L2 cache.
 """
+
+from __future__ import annotations
 
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from llmsys.ops._triton import as_rows, device_of, empty_like, load, num_warps, rounded, store, to_float32
+from llmsys.ops._native import check_out, rows_of
+from llmsys.ops._triton import device_of, load, num_warps, rounded, store, to_float32
 
 TILE = 4096  # elements a program holds when rows are short: 8 warps
+MAX_ROWS = 16  # in a tile: under the interpreter they are summed in order, and a longer run loses bits
 LOOP_BLOCK = 4096
 FORWARD_REGISTER_DIM = 32768
 BACKWARD_REGISTER_BYTES = 32768  # per row of x; beyond, dweight's part no longer fits in registers (ptxas: spills)
@@ -186,9 +189,7 @@ def backward_looped_kernel(
 
 
 @triton.jit
-def dweight_kernel(
-    partial_ptr, dweight_ptr, chunks, dim, BLOCK_CHUNKS: tl.constexpr, BLOCK_DIM: tl.constexpr
-):
+def dweight_kernel(partial_ptr, dweight_ptr, chunks, dim, BLOCK_CHUNKS: tl.constexpr, BLOCK_DIM: tl.constexpr):
     """dweight, the sum over chunks, in an order that only `chunks` decides."""
     col = tl.program_id(0) * BLOCK_DIM + tl.arange(0, BLOCK_DIM)
     total = tl.zeros((BLOCK_CHUNKS, BLOCK_DIM), tl.float32)
@@ -208,7 +209,7 @@ def dweight_tile(dim: int) -> tuple[int, int]:
 def tile(dim: int) -> tuple[int, int]:
     """(BLOCK_ROWS, BLOCK_DIM) of a program that holds whole rows."""
     block_dim = triton.next_power_of_2(dim)
-    return max(TILE // block_dim, 1), block_dim
+    return min(max(TILE // block_dim, 1), MAX_ROWS), block_dim
 
 
 def backward_loops(dim: int, dtype: torch.dtype) -> bool:
@@ -227,54 +228,71 @@ def chunk_rows(rows: int, dim: int, dtype: torch.dtype, num_sms: int) -> int:
 
 
 def launch_forward(
-    x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, weight_offset: float, sum: Tensor | None, y: Tensor
-) -> Tensor:
-    """Fill `y`, and `sum` where there is a residual; return rstd."""
-    rstd = torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device)
-    rows, dim = rstd.numel(), x.shape[-1]
-    if rows == 0:
-        return rstd
-    x, weight = as_rows(x), weight.contiguous()
-    residual = None if residual is None else as_rows(residual)
-    strides = x.stride(0), 0 if residual is None else residual.stride(0)
-    tensors = x, residual, weight, sum, y, rstd
+    op: str,
+    x: torch.Tensor,
+    residual: torch.Tensor | None,
+    weight: torch.Tensor,
+    eps: float,
+    weight_offset: float,
+    out: tuple[torch.Tensor, torch.Tensor | None] | None,
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+    """(y, sum, rstd); sum is None where residual is."""
+    (x, x_stride), weight = rows_of(x), weight.contiguous()
+    residual, residual_stride = (None, 0) if residual is None else rows_of(residual)
+    if out is None:
+        y, sum = torch.empty_like(x), None if residual is None else torch.empty_like(x)
+    else:
+        y, sum = (None if result is None else check_out(op, result, x) for result in out)
+    dim = x.shape[-1]
+    rows = x.numel() // dim
+    rstd = torch.empty(rows, dtype=torch.float32, device=x.device)
+    tensors, strides = (x, residual, weight, sum, y, rstd), (x_stride, residual_stride)
+    block_rows, block_dim = tile(dim)
     with device_of(x):
-        if dim > FORWARD_REGISTER_DIM:
+        if rows == 0:
+            pass
+        elif dim > FORWARD_REGISTER_DIM:
             forward_looped_kernel[(rows,)](
                 *tensors, dim, *strides, eps, weight_offset, LOOP_BLOCK, num_warps=num_warps(LOOP_BLOCK)
             )
         else:
-            block_rows, block_dim = tile(dim)
             forward_kernel[(triton.cdiv(rows, block_rows),)](
                 *tensors, rows, dim, *strides, eps, weight_offset, block_rows, block_dim,
                 num_warps=num_warps(block_rows * block_dim),
             )  # fmt: skip
-    return rstd
+    return y, sum, rstd
 
 
 def launch_backward(
-    dy: Tensor, dsum: Tensor | None, s: Tensor, weight: Tensor, rstd: Tensor, weight_offset: float, dx: Tensor
-) -> Tensor:
-    """Fill `dx`; return dweight."""
+    op: str,
+    dy: torch.Tensor,
+    dsum: torch.Tensor | None,
+    s: torch.Tensor,
+    weight: torch.Tensor,
+    rstd: torch.Tensor,
+    weight_offset: float,
+    out: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(dx, dweight)"""
+    (dy, dy_stride), (s, s_stride), weight = rows_of(dy), rows_of(s), weight.contiguous()
+    dsum, dsum_stride = (None, 0) if dsum is None else rows_of(dsum)
+    dx = torch.empty_like(s) if out is None else check_out(op, out, s)
     rows, dim = rstd.numel(), s.shape[-1]
     if rows == 0:
-        return torch.zeros(dim, dtype=weight.dtype, device=weight.device)
-    dweight = torch.empty(dim, dtype=weight.dtype, device=weight.device)
-    dy, s, weight, rstd = as_rows(dy), as_rows(s), weight.contiguous(), rstd.contiguous()
-    dsum = None if dsum is None else as_rows(dsum)
+        return dx, torch.zeros_like(weight)
     num_sms = torch.cuda.get_device_properties(s.device).multi_processor_count if s.is_cuda else INTERPRETED_SMS
     run = chunk_rows(rows, dim, s.dtype, num_sms)
     chunks = triton.cdiv(rows, run)
     partial = torch.empty(chunks, dim, dtype=torch.float32, device=s.device)
-    tensors = dy, dsum, s, weight, rstd, dx, partial
-    strides = dy.stride(0), 0 if dsum is None else dsum.stride(0), s.stride(0)
+    dweight = torch.empty_like(weight)
+    tensors, strides = (dy, dsum, s, weight, rstd, dx, partial), (dy_stride, dsum_stride, s_stride)
+    block_rows, block_dim = tile(dim)
     with device_of(s):
         if backward_loops(dim, s.dtype):
             backward_looped_kernel[(chunks,)](
                 *tensors, rows, dim, run, *strides, weight_offset, LOOP_BLOCK, num_warps=num_warps(LOOP_BLOCK)
             )
         else:
-            block_rows, block_dim = tile(dim)
             backward_kernel[(chunks,)](
                 *tensors, rows, dim, run, *strides, weight_offset, block_rows, block_dim,
                 num_warps=num_warps(block_rows * block_dim),
@@ -283,18 +301,23 @@ def launch_backward(
         dweight_kernel[(triton.cdiv(dim, block_dim),)](
             partial, dweight, chunks, dim, block_chunks, block_dim, num_warps=num_warps(block_chunks * block_dim)
         )
-    return dweight
+    return dx, dweight
 
 
 def forward(
-    x: Tensor, weight: Tensor, eps: float, weight_offset: float, out: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    y = empty_like(x) if out is None else out
-    return y, launch_forward(x, None, weight, eps, weight_offset, None, y)
+    x: torch.Tensor, weight: torch.Tensor, eps: float, weight_offset: float, out: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    y, _, rstd = launch_forward("rms_norm", x, None, weight, eps, weight_offset, None if out is None else (out, None))
+    return y, rstd
 
 
 def backward(
-    dy: Tensor, x: Tensor, weight: Tensor, rstd: Tensor, weight_offset: float, out: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    dx = empty_like(x) if out is None else out
-    return dx, launch_backward(dy, None, x, weight, rstd, weight_offset, dx)
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    rstd: torch.Tensor,
+    eps: float,
+    weight_offset: float,
+    out: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return launch_backward("rms_norm", dy, None, x, weight, rstd, weight_offset, out)

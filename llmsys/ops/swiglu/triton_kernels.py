@@ -1,10 +1,13 @@
 """SwiGLU in Triton: pointwise over tiles of a few rows and up to 1024 columns."""
 
+from __future__ import annotations
+
+import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from llmsys.ops._triton import as_rows, device_of, empty_like, load, num_warps, store
+from llmsys.ops._native import check_out, rows_of
+from llmsys.ops._triton import device_of, load, num_warps, store
 
 TILE = 4096
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -88,30 +91,34 @@ def tile(dim: int) -> tuple[int, int]:
     return TILE // block_dim, block_dim
 
 
-def launch(kernel: triton.JITFunction, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> None:
+def launch(kernel: triton.JITFunction, inputs: tuple[torch.Tensor, ...], outputs: tuple[torch.Tensor, ...]) -> None:
     """Run a pointwise kernel over inputs of equal shape into contiguous outputs."""
     if outputs[0].numel() == 0:
         return
-    inputs = tuple(as_rows(x) for x in inputs)
-    rows, dim = inputs[0].shape
+    dim = outputs[0].shape[-1]
+    rows = outputs[0].numel() // dim
+    tensors, strides = zip(*(rows_of(x) for x in inputs), strict=True)
     block_rows, block_dim = tile(dim)
     tiles = triton.cdiv(rows, block_rows) * triton.cdiv(dim, block_dim)
-    with device_of(inputs[0]):
-        kernel[(tiles,)](
-            *inputs, *outputs, rows, dim, *(x.stride(0) for x in inputs), block_rows, block_dim,
-            num_warps=num_warps(TILE),
-        )  # fmt: skip
+    with device_of(tensors[0]):
+        kernel[(tiles,)](*tensors, *outputs, rows, dim, *strides, block_rows, block_dim, num_warps=num_warps(TILE))
 
 
-def forward(gate: Tensor, up: Tensor, out: Tensor | None = None) -> Tensor:
-    y = empty_like(gate) if out is None else out
+def output(like: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
+    if out is None:
+        return torch.empty_like(like, memory_format=torch.contiguous_format)
+    return check_out("swiglu", out, like)
+
+
+def forward(gate: torch.Tensor, up: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    y = output(gate, out)
     launch(forward_kernel, (gate, up), (y,))
     return y
 
 
 def backward(
-    dy: Tensor, gate: Tensor, up: Tensor, out: tuple[Tensor, Tensor] | None = None
-) -> tuple[Tensor, Tensor]:
-    dgate, dup = (empty_like(gate), empty_like(gate)) if out is None else out
+    dy: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, out: tuple[torch.Tensor, torch.Tensor] | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    dgate, dup = (output(gate, gradient) for gradient in out or (None, None))
     launch(backward_kernel, (dy, gate, up), (dgate, dup))
     return dgate, dup
