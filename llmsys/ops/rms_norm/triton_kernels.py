@@ -125,16 +125,16 @@ def backward_kernel(
         mask = (row < rows) & (col < dim)
         dy = load(dy_ptr + row * dy_stride + col, mask)
         rstd = tl.load(rstd_ptr + row, mask=row < rows, other=0.0)
-        normed = load(s_ptr + row * s_stride + col, mask) * rstd
+        s = load(s_ptr + row * s_stride + col, mask)
         weight = load(weight_ptr + col, col < dim) + weight_offset
-        along = tl.sum(dy * weight * normed, axis=1, keep_dims=True) / dim
+        along = tl.sum(dy * weight * s, axis=1, keep_dims=True) / dim * rstd * rstd
         if BLOCK_DIM > BACKWARD_RELOAD_DIM:
             tl.debug_barrier()  # else the compiler merges these loads with the first ones
             dy = load(dy_ptr + row * dy_stride + col, mask)
-            normed = load(s_ptr + row * s_stride + col, mask) * rstd
+            s = load(s_ptr + row * s_stride + col, mask)
             weight = load(weight_ptr + col, col < dim) + weight_offset
-        dweight += dy * normed
-        dx = (dy * weight - normed * along) * rstd
+        dweight += dy * (s * rstd)
+        dx = (dy * weight - s * along) * rstd
         if dsum_ptr is not None:
             dx += load(dsum_ptr + row * dsum_stride + col, mask)
         store(dx_ptr + row * dim + col, dx, mask)
@@ -170,22 +170,22 @@ def backward_looped_kernel(
         for start in range(0, dim, BLOCK_DIM):
             col = start + tl.arange(0, BLOCK_DIM)
             dy = load(dy_ptr + row * dy_stride + col, col < dim)
-            normed = load(s_ptr + row * s_stride + col, col < dim) * rstd
+            s = load(s_ptr + row * s_stride + col, col < dim)
             weight = load(weight_ptr + col, col < dim) + weight_offset
-            dots += dy * weight * normed
-        along = tl.sum(dots, axis=0) / dim
+            dots += dy * weight * s
+        along = tl.sum(dots, axis=0) / dim * rstd * rstd
         tl.debug_barrier()  # `partial` is read below by threads that may not have written it
         for start in range(0, dim, BLOCK_DIM):
             col = start + tl.arange(0, BLOCK_DIM)
             dy = load(dy_ptr + row * dy_stride + col, col < dim)
-            normed = load(s_ptr + row * s_stride + col, col < dim) * rstd
+            s = load(s_ptr + row * s_stride + col, col < dim)
             weight = load(weight_ptr + col, col < dim) + weight_offset
-            dx = (dy * weight - normed * along) * rstd
+            dx = (dy * weight - s * along) * rstd
             if dsum_ptr is not None:
                 dx += load(dsum_ptr + row * dsum_stride + col, col < dim)
             store(dx_ptr + row * dim + col, dx, col < dim)
             dweight = tl.load(partial_ptr + col, mask=(col < dim) & (row > first), other=0.0)
-            tl.store(partial_ptr + col, dweight + dy * normed, mask=col < dim)
+            tl.store(partial_ptr + col, dweight + dy * (s * rstd), mask=col < dim)
 
 
 @triton.jit
