@@ -1,0 +1,53 @@
+"""What the Triton kernels of all ops share: loads and stores around arithmetic in float32, and the size of a launch."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import triton
+import triton.language as tl
+
+from llmsys import env
+
+# Triton 3.7's interpreter truncates float32 to bfloat16 where the compiled kernel rounds to nearest even, and loses
+# bfloat16 subnormals. There, and only there, both conversions are done on the bits.
+INTERPRETED = tl.constexpr(env.triton_interpreted())
+
+
+@triton.jit
+def to_float32(value):
+    if INTERPRETED and value.dtype == tl.bfloat16:
+        return (value.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    return value.to(tl.float32)
+
+
+@triton.jit
+def rounded(value, dtype: tl.constexpr):
+    """The float32 `value` in `dtype`, to nearest even."""
+    if INTERPRETED and dtype == tl.bfloat16:
+        bits = value.to(tl.uint32, bitcast=True)
+        nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        nan = (bits >> 16) | 0x40
+        return tl.where(value == value, nearest, nan).to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    return value.to(dtype)
+
+
+@triton.jit
+def load(pointer, mask):
+    return to_float32(tl.load(pointer, mask=mask, other=0.0))
+
+
+@triton.jit
+def store(pointer, value, mask):
+    tl.store(pointer, rounded(value, pointer.dtype.element_ty), mask=mask)
+
+
+def device_of(x: torch.Tensor) -> AbstractContextManager:
+    """Triton launches on the current device; this makes it the one of `x`."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+
+
+def num_warps(elements: int) -> int:
+    """Warps for a tile: 16 elements per thread of an NVIDIA warp, which is two 16-byte loads of bfloat16."""
+    return min(max(elements // 512, 1), 16)
