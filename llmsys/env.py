@@ -5,6 +5,7 @@ The only file that reads `os.environ`, and the only one that asks whether an opt
 
 import importlib.util
 import os
+import sys
 from functools import cache
 
 
@@ -38,3 +39,8 @@ def triton_interpreted() -> bool:
 def has(package: str) -> bool:
     """Whether `package` can be imported, found without importing it."""
     return importlib.util.find_spec(package) is not None
+
+
+def restart_with(**variables: str) -> None:
+    """Run this process's command anew with these environment variables set; never returns."""
+    os.execve(sys.executable, [sys.executable, "-m", "llmsys", *sys.argv[1:]], {**os.environ, **variables})
