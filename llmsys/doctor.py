@@ -1,4 +1,4 @@
-"""`llmsys doctor`: is every implementation of every op right on this machine, which is chosen, and why not the others."""
+"""`llmsys doctor`: is every implementation of every op right on this machine, which is chosen, why not the others?"""
 
 from __future__ import annotations
 

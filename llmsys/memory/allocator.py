@@ -39,4 +39,5 @@ def allocator_state() -> str:
     library, version = platform.libc_ver()
     if library != "glibc":
         return f"{library or platform.system()}: left as it is"
-    return f"glibc {version}: {'keeps freed memory' if _tuned else 'returns freed memory (llmsys.memory.tune_allocator())'}"
+    does = "keeps freed memory" if _tuned else "returns freed memory to the system"
+    return f"glibc {version}: {does}"

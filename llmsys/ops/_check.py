@@ -43,5 +43,15 @@ def same(op: str, **tensors: torch.Tensor) -> None:
             )
 
 
+def out(op: str, given: torch.Tensor, like: torch.Tensor) -> None:
+    """A result shaped like `like` can be written to `given`."""
+    fits = given.shape == like.shape and given.dtype == like.dtype and given.device == like.device
+    if not (fits and given.is_contiguous()):
+        raise ValueError(
+            f"llmsys.{op}: out is {tuple(given.shape)} {given.dtype} on {given.device}, strides {given.stride()}, "
+            f"expected contiguous {tuple(like.shape)} {like.dtype} on {like.device}"
+        )
+
+
 def _names(dtypes: tuple) -> str:
     return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)

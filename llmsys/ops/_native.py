@@ -86,16 +86,3 @@ def _pitch(x: torch.Tensor) -> int | None:
         else:
             span = stride * size
     return x.shape[-1] if pitch is None else pitch
-
-
-def check_out(op: str, out: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """`out`, if a kernel can write a result shaped like `like` there.
-
-    Errors     ValueError unless out is contiguous with like's shape, dtype and device
-    """
-    if out.shape != like.shape or out.dtype != like.dtype or out.device != like.device or not out.is_contiguous():
-        raise ValueError(
-            f"llmsys.{op}: out is {tuple(out.shape)} {out.dtype} on {out.device}, strides {out.stride()}, "
-            f"expected contiguous {tuple(like.shape)} {like.dtype} on {like.device}"
-        )
-    return out

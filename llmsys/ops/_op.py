@@ -37,8 +37,9 @@ class Impl:
     """One way to compute an op, on tensors of `devices` (None: of any). `why_not(*args)` is None when it can run, else
     one short reason.
 
-    `forward` and `backward` are pure functions of tensors with the op's schema as signature. Both take `out=`: the
-    large results are then written there. `infer`, where there is one, is `forward` without what only a backward needs.
+    `forward` and `backward` are pure functions of tensors with the op's schema as signature. Both take `out=`, which
+    their caller has checked: the large results are then written there. `infer`, where there is one, is `forward`
+    without what only a backward needs.
     """
 
     name: str
@@ -173,6 +174,9 @@ class Op:
                     f"llmsys.{self.name}: out= given under torch.compile, expected none; the compiler plans memory"
                 )
             return self._public(self.node(*args))
+        if args[0].is_cuda and args[0].device.index != torch.cuda.current_device():
+            with torch.cuda.device(args[0].device):  # kernels launch on the current device
+                return self(*args, out=out)
         if _in_functorch():  # torch.func transforms what is plain PyTorch, and nothing else
             return self._public(self.implementations["reference"].forward(*args, out=out))
         implementation = self.select(*args)

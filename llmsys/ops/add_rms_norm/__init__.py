@@ -47,4 +47,6 @@ def add_rms_norm(
     """
     _check.norm("add_rms_norm", x, weight, eps)
     _check.same("add_rms_norm", x=x, residual=residual)
+    for result in out or ():
+        _check.out("add_rms_norm", result, x)
     return OP(x, residual, weight, eps, weight_offset, out=out)

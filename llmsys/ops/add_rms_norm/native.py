@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from llmsys.ops import _native
-from llmsys.ops._native import DTYPES, Kernels, check_out, rows_of
+from llmsys.ops._native import DTYPES, Kernels, rows_of
 from llmsys.ops._op import Impl
 from llmsys.ops.rms_norm.native import backward_on
 
@@ -25,10 +25,7 @@ def implementation(kernels: Kernels) -> Impl:
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         (x, x_stride), (residual, residual_stride) = rows_of(x), rows_of(residual)
         weight = weight.contiguous()
-        if out is None:
-            y, sum_ = torch.empty_like(x), torch.empty_like(x)
-        else:
-            y, sum_ = (check_out("add_rms_norm", result, x) for result in out)
+        y, sum_ = (torch.empty_like(x), torch.empty_like(x)) if out is None else out
         dim = x.shape[-1]
         rows = x.numel() // dim
         rstd = kernels.floats(rows, like=x)
@@ -48,7 +45,7 @@ def implementation(kernels: Kernels) -> Impl:
         weight_offset: float,
         out: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        return run_backward("add_rms_norm", dy, dsum, sum, weight, rstd, weight_offset, out)
+        return run_backward(dy, dsum, sum, weight, rstd, weight_offset, out)
 
     return Impl(kernels.name, forward, backward, kernels.why_not, (kernels.device,))
 

@@ -15,7 +15,7 @@ def forward(
     weight_offset: float,
     out: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return launch_forward("add_rms_norm", x, residual, weight, eps, weight_offset, out)
+    return launch_forward(x, residual, weight, eps, weight_offset, out)
 
 
 def backward(
@@ -28,4 +28,4 @@ def backward(
     weight_offset: float,
     out: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    return launch_backward("add_rms_norm", dy, dsum, sum, weight, rstd, weight_offset, out)
+    return launch_backward(dy, dsum, sum, weight, rstd, weight_offset, out)

@@ -44,4 +44,6 @@ def rms_norm(
     Source     Zhang & Sennrich 2019, arXiv:1910.07467, eq. 4; weight_offset=1 as in Gemma, arXiv:2403.08295
     """
     _check.norm("rms_norm", x, weight, eps)
+    if out is not None:
+        _check.out("rms_norm", out, x)
     return OP(x, weight, eps, weight_offset, out=out)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from llmsys.ops import _native
-from llmsys.ops._native import DTYPES, Kernels, check_out, rows_of
+from llmsys.ops._native import DTYPES, Kernels, rows_of
 from llmsys.ops._op import Impl
 
 
@@ -29,7 +29,7 @@ def implementation(kernels: Kernels) -> Impl:
             x, stride = rows_of(x)
         if not weight.is_contiguous():
             weight = weight.contiguous()
-        y = torch.empty_like(x) if out is None else check_out("rms_norm", out, x)
+        y = torch.empty_like(x) if out is None else out
         dim, type_, weight_type = x.shape[-1], DTYPES[x.dtype], DTYPES[weight.dtype]
         rows = x.numel() // dim
         w = weight.data_ptr()
@@ -56,7 +56,7 @@ def implementation(kernels: Kernels) -> Impl:
         weight_offset: float,
         out: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        return run_backward("rms_norm", dy, None, x, weight, rstd, weight_offset, out)
+        return run_backward(dy, None, x, weight, rstd, weight_offset, out)
 
     return Impl(kernels.name, forward, backward, kernels.why_not, (kernels.device,), infer)
 
@@ -66,7 +66,6 @@ def backward_on(kernels: Kernels):
     launch = kernels.launch("rms_norm_backward")
 
     def run(
-        op: str,
         dy: torch.Tensor,
         dsum: torch.Tensor | None,
         s: torch.Tensor,
@@ -78,7 +77,7 @@ def backward_on(kernels: Kernels):
         (dy, dy_stride), (s, s_stride) = rows_of(dy), rows_of(s)
         dsum, dsum_stride = (None, 0) if dsum is None else rows_of(dsum)
         weight, rstd = weight.contiguous(), rstd.contiguous()
-        dx = torch.empty_like(s) if out is None else check_out(op, out, s)
+        dx = torch.empty_like(s) if out is None else out
         rows, dim = rstd.numel(), s.shape[-1]
         chunks = chunks_of(rows)
         partial = kernels.floats(chunks, dim, like=s)

@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from llmsys.ops._native import check_out, rows_of
+from llmsys.ops._native import rows_of
 from llmsys.ops._triton import device_of, load, num_warps, rounded, store, to_float32
 
 TILE = 4096  # elements a program holds when rows are short: 8 warps
@@ -228,7 +228,6 @@ def chunk_rows(rows: int, dim: int, dtype: torch.dtype, num_sms: int) -> int:
 
 
 def launch_forward(
-    op: str,
     x: torch.Tensor,
     residual: torch.Tensor | None,
     weight: torch.Tensor,
@@ -240,9 +239,8 @@ def launch_forward(
     (x, x_stride), weight = rows_of(x), weight.contiguous()
     residual, residual_stride = (None, 0) if residual is None else rows_of(residual)
     if out is None:
-        y, sum = torch.empty_like(x), None if residual is None else torch.empty_like(x)
-    else:
-        y, sum = (None if result is None else check_out(op, result, x) for result in out)
+        out = torch.empty_like(x), None if residual is None else torch.empty_like(x)
+    y, sum = out
     dim = x.shape[-1]
     rows = x.numel() // dim
     rstd = torch.empty(rows, dtype=torch.float32, device=x.device)
@@ -264,7 +262,6 @@ def launch_forward(
 
 
 def launch_backward(
-    op: str,
     dy: torch.Tensor,
     dsum: torch.Tensor | None,
     s: torch.Tensor,
@@ -276,7 +273,7 @@ def launch_backward(
     """(dx, dweight)"""
     (dy, dy_stride), (s, s_stride), weight = rows_of(dy), rows_of(s), weight.contiguous()
     dsum, dsum_stride = (None, 0) if dsum is None else rows_of(dsum)
-    dx = torch.empty_like(s) if out is None else check_out(op, out, s)
+    dx = torch.empty_like(s) if out is None else out
     rows, dim = rstd.numel(), s.shape[-1]
     if rows == 0:
         return dx, torch.zeros_like(weight)
@@ -307,7 +304,7 @@ def launch_backward(
 def forward(
     x: torch.Tensor, weight: torch.Tensor, eps: float, weight_offset: float, out: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    y, _, rstd = launch_forward("rms_norm", x, None, weight, eps, weight_offset, None if out is None else (out, None))
+    y, _, rstd = launch_forward(x, None, weight, eps, weight_offset, None if out is None else (out, None))
     return y, rstd
 
 
@@ -320,4 +317,4 @@ def backward(
     weight_offset: float,
     out: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    return launch_backward("rms_norm", dy, None, x, weight, rstd, weight_offset, out)
+    return launch_backward(dy, None, x, weight, rstd, weight_offset, out)

@@ -35,4 +35,6 @@ def swiglu(gate: torch.Tensor, up: torch.Tensor, *, out: torch.Tensor | None = N
     Source     Shazeer 2020, arXiv:2002.05202, eq. 6
     """
     _check.same("swiglu", gate=gate, up=up)
+    if out is not None:
+        _check.out("swiglu", out, gate)
     return OP(gate, up, out=out)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from llmsys.ops import _native
-from llmsys.ops._native import DTYPES, Kernels, check_out, rows_of
+from llmsys.ops._native import DTYPES, Kernels, rows_of
 from llmsys.ops._op import Impl
 
 
@@ -15,7 +15,7 @@ def implementation(kernels: Kernels) -> Impl:
 
     def forward(gate: torch.Tensor, up: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         (gate, gate_stride), (up, up_stride) = rows_of(gate), rows_of(up)
-        y = torch.empty_like(gate) if out is None else check_out("swiglu", out, gate)
+        y = torch.empty_like(gate) if out is None else out
         dim = gate.shape[-1]
         rows = gate.numel() // dim if dim else 0
         type_ = DTYPES[gate.dtype]
@@ -29,10 +29,7 @@ def implementation(kernels: Kernels) -> Impl:
         out: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         (dy, dy_stride), (gate, gate_stride), (up, up_stride) = rows_of(dy), rows_of(gate), rows_of(up)
-        if out is None:
-            dgate, dup = torch.empty_like(gate), torch.empty_like(gate)
-        else:
-            dgate, dup = (check_out("swiglu", gradient, gate) for gradient in out)
+        dgate, dup = (torch.empty_like(gate), torch.empty_like(gate)) if out is None else out
         dim = gate.shape[-1]
         launch_backward(
             *(dy.data_ptr(), gate.data_ptr(), up.data_ptr(), dgate.data_ptr(), dup.data_ptr()),
