@@ -1,0 +1,50 @@
+"""Every Triton kernel compiles for every target, keeps its values in registers, and moves 16 bytes at a time."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import defaultdict
+
+import pytest
+
+from tests.triton.compiled import CASES, TARGETS, Kernel
+
+pytest.importorskip("triton")
+
+# So many registers leave room for 16 warps on an SM (65536 registers, 32 threads a warp): what the backward of RMSNorm
+# fills an SM with, and the largest block. A gfx942 block of 16 wavefronts has as many for each thread.
+MAX_REGISTERS = 128
+MAX_SHARED = 48 * 1024  # bytes a CUDA block gets without asking
+
+
+@pytest.fixture(scope="session")
+def kernels(tmp_path_factory) -> dict[tuple[str, str], list[Kernel]]:
+    """(case, target) → kernels, compiled in a process without the interpreter, into a cache of its own."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
+    command = [sys.executable, "-m", "tests.triton.compiled", "--json"]
+    output = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
+    found = defaultdict(list)
+    for line in output.splitlines():
+        fields = json.loads(line)
+        found[fields.pop("case"), fields.pop("target")].append(Kernel(**fields))
+    return found
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("case", CASES)
+def test_compiles_within_registers(kernels, case, target):
+    assert kernels[case, target], "nothing was launched"
+    for kernel in kernels[case, target]:
+        print(f"{case} {target}: {kernel}")
+        assert kernel.stack == 0, "registers are spilled"
+        assert kernel.registers <= MAX_REGISTERS
+        assert kernel.shared <= MAX_SHARED
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("case", [case for case in CASES if not any(odd in case for odd in ("4097", "16383", "32767"))])
+def test_aligned_rows_move_16_bytes_at_a_time(kernels, case, target):
+    for kernel in kernels[case, target]:
+        assert kernel.wide > 0, kernel
