@@ -14,8 +14,9 @@ import os
 import shutil
 import subprocess
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -89,6 +90,17 @@ def seed(value: int) -> None:
     ctypes.CDLL(module().__file__).simt_seed(ctypes.c_uint64(value))
 
 
+@contextmanager
+def without_barrier(file: str, line: int) -> Iterator[None]:
+    """Inside, kernels run as if the `__syncthreads()` on this line of csrc/cuda/`file` were not there."""
+    skip = ctypes.CDLL(module().__file__).simt_skip_barrier
+    skip(file.encode(), line)
+    try:
+        yield
+    finally:
+        skip(b"", 0)
+
+
 def has_address_sanitizer() -> bool:
     """Whether AddressSanitizer was loaded into this process, as `sanitized_environment` has it."""
     return hasattr(ctypes.CDLL(None), "__asan_init")
@@ -97,10 +109,13 @@ def has_address_sanitizer() -> bool:
 def sanitized_environment() -> dict[str, str]:
     """Environment variables of a Python process in which kernels are watched by AddressSanitizer.
 
-    Python frees nothing at its end, so leaks are not looked for.
+    AddressSanitizer wants the C++ library there when it starts. Python frees nothing at its end, so leaks do not count.
     """
-    library = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
-    return {**os.environ, "LD_PRELOAD": library.stdout.strip(), "ASAN_OPTIONS": "detect_leaks=0"}
+    libraries = [
+        subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
+        for name in ("libasan.so", "libstdc++.so.6")
+    ]
+    return {**os.environ, "LD_PRELOAD": " ".join(libraries), "ASAN_OPTIONS": "detect_leaks=0"}
 
 
 @lru_cache(maxsize=None)
