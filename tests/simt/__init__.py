@@ -14,9 +14,10 @@ import os
 import shutil
 import subprocess
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, lru_cache
+from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 
@@ -57,7 +58,7 @@ class _Lazy(ModuleType):
         return lambda *args: getattr(module().cuda, name)(*args)
 
 
-@cache
+@lru_cache(maxsize=None)
 def module() -> ModuleType:
     """The module `llmsys_simt`: csrc/bindings over csrc/cuda."""
     import pybind11
@@ -81,14 +82,23 @@ def module() -> ModuleType:
 def program(source: Path, flags: Sequence[str] = ()) -> Path:
     """An executable from one source file of kernels with a main(), compiled with `flags`."""
     flags = tuple(flags)
-    return _link(
-        source.stem, _compile([(path, flags) for path in (source, HERE / "fiber.cpp", HERE / "simt.cpp")]), flags
-    )
+    return _link(source.stem, _compile([(path, flags) for path in (source, HERE / "fiber.cpp", HERE / "simt.cpp")]), flags)
 
 
 def seed(value: int) -> None:
     """Threads and blocks run in another order for each `value`; 0 until this is called."""
     ctypes.CDLL(module().__file__).simt_seed(ctypes.c_uint64(value))
+
+
+@contextmanager
+def without_barrier(file: str, line: int) -> Iterator[None]:
+    """Inside, kernels run as if the `__syncthreads()` on this line of csrc/cuda/`file` were not there."""
+    skip = ctypes.CDLL(module().__file__).simt_skip_barrier
+    skip(file.encode(), line)
+    try:
+        yield
+    finally:
+        skip(b"", 0)
 
 
 def has_address_sanitizer() -> bool:
@@ -99,13 +109,16 @@ def has_address_sanitizer() -> bool:
 def sanitized_environment() -> dict[str, str]:
     """Environment variables of a Python process in which kernels are watched by AddressSanitizer.
 
-    Python frees nothing at its end, so leaks are not looked for.
+    AddressSanitizer wants the C++ library there when it starts. Python frees nothing at its end, so leaks do not count.
     """
-    library = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
-    return {**os.environ, "LD_PRELOAD": library.stdout.strip(), "ASAN_OPTIONS": "detect_leaks=0"}
+    libraries = [
+        subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
+        for name in ("libasan.so", "libstdc++.so.6")
+    ]
+    return {**os.environ, "LD_PRELOAD": " ".join(libraries), "ASAN_OPTIONS": "detect_leaks=0"}
 
 
-@cache
+@lru_cache(maxsize=None)
 def _surroundings() -> bytes:
     """What every object depends on: compiler, headers."""
     version = subprocess.run(["g++", "--version"], capture_output=True, check=True).stdout

@@ -119,3 +119,12 @@ T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32, const c
   const int lane = simt::lane(), from = lane - int(delta);
   return simt::shuffle({"__shfl_up_sync", file, line}, mask, value, from < (lane & -width) ? lane : from);
 }
+
+// ---- for tests, which are no part of CUDA ----
+
+extern "C" {
+// Blocks and threads run in another order for each seed, from the next launch on.
+__attribute__((visibility("default"))) void simt_seed(uint64_t seed);
+// The barrier on this line of the file of this name does nothing, as if it were not there; line 0 ends that.
+__attribute__((visibility("default"))) void simt_skip_barrier(const char* file, int line);
+}
