@@ -17,7 +17,7 @@ import sysconfig
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from types import ModuleType
 
@@ -58,7 +58,7 @@ class _Lazy(ModuleType):
         return lambda *args: getattr(module().cuda, name)(*args)
 
 
-@lru_cache(maxsize=None)
+@cache
 def module() -> ModuleType:
     """The module `llmsys_simt`: csrc/bindings over csrc/cuda."""
     import pybind11
@@ -82,7 +82,9 @@ def module() -> ModuleType:
 def program(source: Path, flags: Sequence[str] = ()) -> Path:
     """An executable from one source file of kernels with a main(), compiled with `flags`."""
     flags = tuple(flags)
-    return _link(source.stem, _compile([(path, flags) for path in (source, HERE / "fiber.cpp", HERE / "simt.cpp")]), flags)
+    return _link(
+        source.stem, _compile([(path, flags) for path in (source, HERE / "fiber.cpp", HERE / "simt.cpp")]), flags
+    )
 
 
 def seed(value: int) -> None:
@@ -118,7 +120,7 @@ def sanitized_environment() -> dict[str, str]:
     return {**os.environ, "LD_PRELOAD": " ".join(libraries), "ASAN_OPTIONS": "detect_leaks=0"}
 
 
-@lru_cache(maxsize=None)
+@cache
 def _surroundings() -> bytes:
     """What every object depends on: compiler, headers."""
     version = subprocess.run(["g++", "--version"], capture_output=True, check=True).stdout

@@ -125,7 +125,9 @@ def compiled(case: str, target: str) -> list[Kernel]:
     from triton.backends.compiler import GPUTarget
 
     launches = []
-    with mock.patch.object(triton.JITFunction, "run", lambda kernel, *args, **options: launches.append((kernel, args, options))):
+    with mock.patch.object(
+        triton.JITFunction, "run", lambda kernel, *args, **options: launches.append((kernel, args, options))
+    ):
         CASES[case]()
     kernels = []
     for kernel, args, options in launches:
@@ -133,7 +135,9 @@ def compiled(case: str, target: str) -> list[Kernel]:
         result = triton.compile(source(kernel, args), target=GPUTarget(*TARGETS[target]), options={"num_warps": warps})
         registers, stack = nvidia_resources(result) if target.startswith("sm_") else amd_resources(result)
         assembly = result.asm["ptx"] if target.startswith("sm_") else result.asm["amdgcn"]
-        wide = len(re.findall(r"(?:ld|st)\.global\.\S*(?:v4\.b32|v2\.b64|v8\.b32|v4\.b64)|(?:load|store)_dwordx4", assembly))
+        wide = len(
+            re.findall(r"(?:ld|st)\.global\.\S*(?:v4\.b32|v2\.b64|v8\.b32|v4\.b64)|(?:load|store)_dwordx4", assembly)
+        )
         kernels.append(Kernel(kernel.fn.__name__, warps, registers, stack, result.metadata.shared, wide))
     return kernels
 
@@ -178,7 +182,9 @@ def nvidia_resources(result: object) -> tuple[int, int]:
 
 def amd_resources(result: object) -> tuple[int, int]:
     """(vector registers per thread, bytes of scratch per thread), from the metadata of the code object."""
-    fields = dict(re.findall(r"\.(vgpr_count|vgpr_spill_count|private_segment_fixed_size):\s+(\d+)", result.asm["amdgcn"]))
+    fields = dict(
+        re.findall(r"\.(vgpr_count|vgpr_spill_count|private_segment_fixed_size):\s+(\d+)", result.asm["amdgcn"])
+    )
     spilled = 4 * int(fields["vgpr_spill_count"])
     return int(fields["vgpr_count"]), max(spilled, int(fields["private_segment_fixed_size"]))
 
