@@ -1,7 +1,7 @@
 """Compile, without a GPU, what the Triton implementations would launch, and read what the compiler made of it.
 
-`python -m tests.triton.compiled` prints a table; `--json` one object a line. It must run without TRITON_INTERPRET, which
-changes `triton.jit`.
+`python -m tests.triton.compiled` prints a table; `--json` one object a line. It must run without TRITON_INTERPRET,
+which changes `triton.jit`.
 """
 
 from __future__ import annotations
