@@ -1,7 +1,7 @@
 // How an op's functions reach Python: each bindings/<op>.cpp holds one Binding, which module.cpp finds by itself.
 //
 // Tensors come as addresses, sizes and strides as integers, element types as the numbers of dtype.h; the Python side
-// has checked them. The interpreter lock is released while a kernel runs. Every function takes a stream last, which the
+// has checked them. The interpreter lock is released while a kernel runs. Every function takes a stream first, which the
 // CPU ignores.
 #pragma once
 
@@ -45,10 +45,10 @@ Field receive(typename Passed<Field>::type value) {
     return Field(value);
 }
 
-// Defines module.name(field values in this order, stream).
+// Defines module.name(stream, field values in this order).
 template <class Args, class... Fields>
 void define(pybind11::module_& module, const char* name, Kernel<Args> kernel, Fields Args::*... fields) {
-  module.def(name, [=](typename Passed<Fields>::type... values, uintptr_t stream) {
+  module.def(name, [=](uintptr_t stream, typename Passed<Fields>::type... values) {
     Args args{};
     ((args.*fields = receive<Fields>(values)), ...);
     pybind11::gil_scoped_release unlocked;

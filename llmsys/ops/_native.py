@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from types import ModuleType
 
 import torch  # before _C, so that the process has one OpenMP runtime: torch's
@@ -34,13 +35,13 @@ class Kernels:
     missing: str = ""  # why `module` is None
 
     def launch(self, function: str) -> Callable:
-        """The native function of this name, with the stream that torch works on as its last argument."""
+        """The native function of this name, given the stream that torch works on, its first argument."""
         if self.module is None:  # why_not has refused before this is called
             return lambda *args: None
         run = getattr(self.module, function)
         if self.device != "cuda":
-            return lambda *args: run(*args, 0)
-        return lambda *args: run(*args, torch.cuda.current_stream().cuda_stream)
+            return partial(run, 0)
+        return lambda *args: run(torch.cuda.current_stream().cuda_stream, *args)
 
     def floats(self, *shape: int, like: torch.Tensor) -> torch.Tensor:
         """An uninitialised float32 tensor where `like` is."""

@@ -28,6 +28,7 @@ _ops: dict[str, Op] = {}
 _forced: ContextVar[dict[str, str]] = ContextVar("llmsys_forced")
 _from_environment = env.forced_implementations()
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
+_is_compiling, _is_recording = torch.compiler.is_compiling, torch.is_grad_enabled
 _in_functorch = torch._C._are_functorch_transforms_active  # as torch.autograd.Function.apply asks it
 _EXPLAIN = env.explain_choices()
 
@@ -166,9 +167,7 @@ class Op:
             tensor = args[i]
             needs_grad = needs_grad or tensor.requires_grad
             plain = plain and type(tensor) in _PLAIN
-        if (
-            torch.compiler.is_compiling() or not plain
-        ):  # a graph that is traced, or a subclass: both know what a node is
+        if not plain or _is_compiling():  # a subclass, or a graph that is traced: both know what a node is
             if out is not None:
                 raise ValueError(
                     f"llmsys.{self.name}: out= given under torch.compile, expected none; the compiler plans memory"
@@ -180,7 +179,7 @@ class Op:
         if _in_functorch():  # torch.func transforms what is plain PyTorch, and nothing else
             return self._public(self.implementations["reference"].forward(*args, out=out))
         implementation = self.select(*args)
-        if needs_grad and self.backward_schema and torch.is_grad_enabled():
+        if needs_grad and self.backward_schema and _is_recording():
             if out is not None:
                 raise ValueError(
                     f"llmsys.{self.name}: out= given while a gradient is recorded, expected none; "
