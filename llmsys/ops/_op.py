@@ -116,6 +116,7 @@ class Op:
         self.backward_schema = Schema(backward) if backward else None
         self._candidates = _Candidates(implementations)
         self._explained: set[str] = set()
+        self._written = [i for i, argument in enumerate(self.forward_schema.arguments) if argument.written]
         self._tensors = [i for i, argument in enumerate(self.forward_schema.arguments) if argument.type == "Tensor"]
         _ops[name] = self
         self._define_node()
@@ -278,6 +279,21 @@ class Op:
         first = _first_tensor(args)
         stand_ins = [known.get(argument.name, first) for argument in self.forward_schema.arguments]
         return self.select(*stand_ins).backward(*args)
+
+
+class ListOp(Op):
+    """An op over lists of tensors, in place or into a new tensor: no gradient and no `out=`."""
+
+    def __call__(self, *args: Any) -> Any:
+        """Run on `args`, which the public function has checked: every argument of the schema, in order."""
+        lists = [arg for arg in args if isinstance(arg, list)]
+        if torch.compiler.is_compiling() or not all(type(tensor) in _PLAIN for tensors in lists for tensor in tensors):
+            return self.node(*args)
+        if _in_functorch():
+            return self.implementations["reference"].forward(*args)
+        result = self.select(*args).forward(*args)
+        torch.autograd.graph.increment_version([t for i in self._written for t in args[i]])
+        return result
 
 
 class _Function(torch.autograd.Function):
