@@ -1,7 +1,5 @@
 #include "../adamw.h"
 
-#include <cmath>
-
 #include "dispatch.h"
 #include "simd.h"
 #include "tensor_list.h"
@@ -23,7 +21,7 @@ struct Shared {
     beta2 = float(args.beta2);
     one_minus_beta2 = float(1.0 - args.beta2);
     // sqrt(bias_correction2) taken out of the denominator: one division an element instead of two.
-    const double correction2 = std::sqrt(args.bias_correction2);
+    const double correction2 = __builtin_sqrt(args.bias_correction2);
     step_size = float(args.lr / args.bias_correction1 * correction2);
     eps = float(args.eps * correction2);
   }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -86,16 +86,6 @@ def _pitch(x: torch.Tensor) -> int | None:
         else:
             span = stride * size
     return x.shape[-1] if pitch is None else pitch
-
-
-def same_layout(tensors: Sequence[torch.Tensor]) -> bool:
-    """Whether tensors of one shape lie in memory in one order and without gaps: a kernel may then run over them flat."""
-    strides, size = tensors[0].stride(), 1
-    for stride, extent in sorted(zip(strides, tensors[0].shape, strict=True)):
-        if extent != 1 and stride != size:
-            return False
-        size *= extent
-    return all(tensor.stride() == strides for tensor in tensors)
 
 
 def check_out(op: str, out: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

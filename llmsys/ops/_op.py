@@ -116,7 +116,7 @@ class Op:
         self.backward_schema = Schema(backward) if backward else None
         self._candidates = _Candidates(implementations)
         self._explained: set[str] = set()
-        self._written = [i for i, argument in enumerate(self.forward_schema.arguments) if argument.written]
+        self.written = [i for i, argument in enumerate(self.forward_schema.arguments) if argument.written]
         self._tensors = [i for i, argument in enumerate(self.forward_schema.arguments) if argument.type == "Tensor"]
         _ops[name] = self
         self._define_node()
@@ -292,7 +292,7 @@ class ListOp(Op):
         if _in_functorch():
             return self.implementations["reference"].forward(*args)
         result = self.select(*args).forward(*args)
-        torch.autograd.graph.increment_version([t for i in self._written for t in args[i]])
+        torch.autograd.graph.increment_version([t for i in self.written for t in args[i]])
         return result
 
 

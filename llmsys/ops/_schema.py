@@ -12,7 +12,8 @@ REQUIRED = object()
 
 @dataclass(frozen=True)
 class Argument:
-    """One argument: `type` without alias marks ("Tensor", "Tensor?", "Tensor[]", "float", …), `written` if it had `!`."""
+    """One argument: `type` as written without alias marks ("Tensor", "Tensor?", "Tensor[]", "float", …); `written` for
+    one whose mark says that the op changes it."""
 
     name: str
     type: str

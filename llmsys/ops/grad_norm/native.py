@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from llmsys.ops import _native
-from llmsys.ops._native import DTYPES, Kernels, same_layout
+from llmsys.ops._flat import same_layout
+from llmsys.ops._native import DTYPES, Kernels
 from llmsys.ops._op import Impl
 
 
