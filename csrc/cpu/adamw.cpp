@@ -32,7 +32,7 @@ LLMSYS_INLINE void update(const Shared& shared, F32 g, F32& p, F32& m, F32& v) {
   g = g * shared.grad_scale;
   m = (kFromGrad ? g : m) + (g - m) * shared.toward_grad;
   v = v * shared.beta2 + g * shared.one_minus_beta2 * g;
-  p = p * shared.decay - shared.step_size * (m / (sqrt(v) + shared.eps));
+  p = p * shared.decay - shared.step_size * m / (sqrt(v) + shared.eps);
 }
 
 template <bool kFromGrad, class P, class G>

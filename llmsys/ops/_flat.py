@@ -12,8 +12,8 @@ Tensors = list[torch.Tensor]
 
 @contextmanager
 def flat(written: Sequence[Tensors], read: Sequence[Tensors]) -> Iterator[list[Tensors]]:
-    """The lists, with their i-th tensors laid out alike and without gaps. Where they are not, contiguous copies stand in
-    for them, and what is in the copies of `written` at the end is copied back.
+    """The lists, with their i-th tensors laid out alike and without gaps. Where they are not, contiguous copies stand
+    in for them, and what is in the copies of `written` at the end is copied back.
     """
     given = [*written, *read]
     if all(tensor.is_contiguous() for tensors in given for tensor in tensors):

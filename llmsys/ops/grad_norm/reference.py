@@ -9,4 +9,5 @@ import torch
 def forward(tensors: list[torch.Tensor]) -> torch.Tensor:
     """The norm of the tensors' norms: see `llmsys.ops.grad_norm`."""
     wide = torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
-    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(tensor.to(wide)) for tensor in tensors]))
+    norms = torch.stack([torch.linalg.vector_norm(tensor.to(wide)) for tensor in tensors])
+    return torch.linalg.vector_norm(norms.double()).to(wide)
