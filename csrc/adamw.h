@@ -1,8 +1,9 @@
 // One AdamW step over a list of tensors, in one pass over memory.
 //
-//   g = grad * grad_scale                      (unscaling and clipping; 1 when null)
+//   g = grad * grad_scale                      (unscaling and clipping; 1 when null; -g to maximize)
 //   p = p * (1 - lr * weight_decay)            (decoupled weight decay)
-//   m = m + (g - m) * (1 - beta1);  v = v * beta2 + g * g * (1 - beta2)
+//   m = m + (g - m) * (1 - beta1)              (g - (g - m) * beta1 where beta1 <= 1/2: torch.lerp's two forms)
+//   v = v * beta2 + (1 - beta2) * g * g
 //   p = p - lr / bias_correction1 * m / (sqrt(v) / sqrt(bias_correction2) + eps)
 //
 // p is `master` where there is one, and `param` is then written as its rounding; else p is `param` itself.

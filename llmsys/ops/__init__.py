@@ -3,10 +3,12 @@
 from llmsys import env
 from llmsys.ops import _op
 from llmsys.ops._op import Explanation, explain, use
+from llmsys.ops.adamw import adamw
 from llmsys.ops.add_rms_norm import add_rms_norm
+from llmsys.ops.grad_norm import grad_norm
 from llmsys.ops.rms_norm import rms_norm
 from llmsys.ops.swiglu import swiglu
 
-__all__ = ["Explanation", "add_rms_norm", "explain", "rms_norm", "swiglu", "use"]
+__all__ = ["Explanation", "adamw", "add_rms_norm", "explain", "grad_norm", "rms_norm", "swiglu", "use"]
 
 _op.check_forced(env.forced_implementations())

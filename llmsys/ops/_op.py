@@ -119,6 +119,7 @@ class Op:
         self.backward_schema = Schema(backward) if backward else None
         self._candidates = _Candidates(implementations)
         self._explained: set[str] = set()
+        self.written = [i for i, argument in enumerate(self.forward_schema.arguments) if argument.written]
         self._tensors = [i for i, argument in enumerate(self.forward_schema.arguments) if argument.type == "Tensor"]
         _ops[name] = self
         self._define_node()
@@ -287,6 +288,21 @@ class Op:
         backward = self.select(*[known.get(name, first) for name in self.forward_schema.names]).backward
         assert backward is not None
         return backward(*args)
+
+
+class ListOp(Op):
+    """An op over lists of tensors, in place or into a new tensor: no gradient and no `out=`."""
+
+    def __call__(self, *args: Any) -> Any:
+        """Run on `args`, which the public function has checked: every argument of the schema, in order."""
+        lists = [arg for arg in args if isinstance(arg, list)]
+        if torch.compiler.is_compiling() or not all(type(tensor) in _PLAIN for tensors in lists for tensor in tensors):
+            return self.node(*args)
+        if _in_functorch():
+            return self.implementations["reference"].forward(*args)
+        result = self.select(*args).forward(*args)
+        torch.autograd.graph.increment_version([t for i in self.written for t in args[i]])
+        return result
 
 
 class _Function(torch.autograd.Function):

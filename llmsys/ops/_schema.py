@@ -12,10 +12,12 @@ REQUIRED = object()
 
 @dataclass(frozen=True)
 class Argument:
-    """One argument: `type` as written without alias marks ("Tensor", "Tensor?", "Tensor[]", "float", …)."""
+    """One argument: `type` as written without alias marks ("Tensor", "Tensor?", "Tensor[]", "float", …); `written` for
+    one whose mark says that the op changes it."""
 
     name: str
     type: str
+    written: bool
     default: Any = REQUIRED
 
 
@@ -45,4 +47,4 @@ def _fields(text: str) -> list[str]:
 def _argument(field: str) -> Argument:
     declaration, _, default = field.partition("=")
     type_, name = re.sub(r"\(\w+!?\)", "", declaration).split()
-    return Argument(name, type_, ast.literal_eval(default) if default else REQUIRED)
+    return Argument(name, type_, "!" in declaration, ast.literal_eval(default) if default else REQUIRED)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from llmsys.ops._cases import random
-from llmsys.ops._op import Op, use
+from llmsys.ops._op import ListOp, Op, use
 
 Layout = Callable[[torch.Tensor], torch.Tensor]
 
@@ -55,11 +55,12 @@ def verify(
     arrive at that one of the op's results alone. Small shapes are drawn several times, so that an element on which the
     reference happens to be exact does not set the rule.
     """
-    draws = max(1, min(8, 512 // max(1, torch.Size(shape).numel())))
+    elements = sum(shape) if isinstance(op, ListOp) else torch.Size(shape).numel()
+    draws = max(1, min(8, 512 // max(1, elements)))
     worst: dict[str, list] = {}
     for seed in range(draws):
         args = cases.inputs(shape, dtype, device, seed, **variant)
-        args = tuple(layout(arg) if isinstance(arg, torch.Tensor) else arg for arg in args)
+        args = _each(layout, args)
         plain: Layout = lambda tensor: layout(tensor).contiguous()  # noqa: E731
         truth = dict(run(op, "reference", _wide(args), seed, dtype, plain, only))
         same = dict(run(op, "reference", args, seed, dtype, plain, only))
@@ -82,6 +83,9 @@ def run(
 
     The gradients that arrive are standard normal, rounded to `dtype`: the same numbers for every implementation.
     """
+    if isinstance(op, ListOp):
+        yield from _run_list(op, implementation, args, layout)
+        return
     leaves = [arg.detach().requires_grad_() if isinstance(arg, torch.Tensor) else arg for arg in args]
     tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
     names = [f"d{argument.name}" for argument in op.forward_schema.arguments if argument.type == "Tensor"]
@@ -98,8 +102,31 @@ def run(
     yield from zip(names, gradients, strict=True)
 
 
+def _run_list(op: ListOp, implementation: str, args: tuple, layout: Layout) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name, tensor) of the result, then of each list that is written, as one vector. `args` stay as they are."""
+    args = _each(lambda tensor: layout(tensor.clone()), args)
+    with use(**{op.name: implementation}):
+        result = op(*args)
+    if result is not None:
+        yield op.forward_schema.results[0], result
+    for i in op.written:
+        if args[i]:
+            yield op.forward_schema.names[i], torch.cat([tensor.flatten() for tensor in args[i]])
+
+
 def _wide(args: tuple) -> tuple:
-    return tuple(arg.double() if isinstance(arg, torch.Tensor) else arg for arg in args)
+    return _each(torch.Tensor.double, args)
+
+
+def _each(change: Layout, args: tuple) -> tuple:
+    """`args` with every tensor changed, those in lists too."""
+
+    def changed(arg: Any) -> Any:
+        if isinstance(arg, list):
+            return [change(tensor) for tensor in arg]
+        return change(arg) if isinstance(arg, torch.Tensor) else arg
+
+    return tuple(changed(arg) for arg in args)
 
 
 def _judge(name: str, triples: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> Verdict:

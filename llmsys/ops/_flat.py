@@ -1,0 +1,42 @@
+"""Lists of tensors as flat runs of memory, for kernels that take an address and a size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+
+Tensors = list[torch.Tensor]
+
+
+@contextmanager
+def flat(written: Sequence[Tensors], read: Sequence[Tensors]) -> Iterator[list[Tensors]]:
+    """The lists, with their i-th tensors laid out alike and without gaps. Where they are not, contiguous copies stand
+    in for them, and what is in the copies of `written` at the end is copied back.
+    """
+    given = [*written, *read]
+    if all(tensor.is_contiguous() for tensors in given for tensor in tensors):
+        yield given
+        return
+    lists = [list(tensors) for tensors in given]
+    for i in range(len(given[0])):
+        if not same_layout([tensors[i] for tensors in given if tensors]):
+            for tensors in lists:
+                if tensors:
+                    tensors[i] = tensors[i].contiguous()
+    yield lists
+    for tensors, originals in zip(lists, written, strict=False):
+        for tensor, original in zip(tensors, originals, strict=True):
+            if tensor is not original:
+                original.copy_(tensor)
+
+
+def same_layout(tensors: Sequence[torch.Tensor]) -> bool:
+    """Whether tensors of one shape lie in memory in one order and without gaps: a kernel may run over them flat."""
+    strides, size = tensors[0].stride(), 1
+    for stride, extent in sorted(zip(strides, tensors[0].shape, strict=True)):
+        if extent != 1 and stride != size:
+            return False
+        size *= extent
+    return all(tensor.stride() == strides for tensor in tensors)

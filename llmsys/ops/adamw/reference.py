@@ -1,0 +1,39 @@
+"""AdamW in plain PyTorch."""
+
+from __future__ import annotations
+
+import torch
+
+
+@torch.no_grad()
+def forward(
+    params: list[torch.Tensor],
+    grads: list[torch.Tensor],
+    exp_avgs: list[torch.Tensor],
+    exp_avg_sqs: list[torch.Tensor],
+    masters: list[torch.Tensor],
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    step: int,
+    grad_scale: torch.Tensor | None,
+    maximize: bool,
+) -> None:
+    """One step, in place: see `llmsys.ops.adamw`."""
+    step_size = lr / (1 - beta1**step)
+    correction2 = (1 - beta2**step) ** 0.5
+    for i, (param, m, v) in enumerate(zip(params, exp_avgs, exp_avg_sqs, strict=True)):
+        g = grads[i].to(m.dtype)
+        if grad_scale is not None:
+            g = g * grad_scale
+        if maximize:
+            g = -g
+        p = masters[i] if masters else param.to(m.dtype)  # param itself where it is as wide
+        p.mul_(1 - lr * weight_decay)
+        m.lerp_(g, 1 - beta1)
+        v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
+        p.addcdiv_(m, (v.sqrt() / correction2).add_(eps), value=-step_size)
+        if p is not param:
+            param.copy_(p)

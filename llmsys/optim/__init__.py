@@ -1,0 +1,6 @@
+"""Optimisers: state, and the update of the tensors they are given."""
+
+from llmsys.optim.adamw import AdamW
+from llmsys.optim.clip import clip_grad_norm
+
+__all__ = ["AdamW", "clip_grad_norm"]
