@@ -51,4 +51,4 @@ class Sampler:
 
 def _ranks(logits: Tensor) -> Tensor:
     """The place of each logit in descending order, the earlier of two equals first."""
-    return logits.argsort(-1, descending=True, stable=True).argsort(-1)
+    return logits.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
