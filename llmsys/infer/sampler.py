@@ -37,7 +37,7 @@ class Sampler:
             logits = logits.masked_fill(_ranks(logits) >= self.top_k, -torch.inf)
         probabilities = logits.softmax(-1)
         if self.top_p < 1:
-            descending, order = probabilities.sort(-1, descending=True, stable=True)
+            descending, order = probabilities.sort(dim=-1, descending=True, stable=True)
             before = descending.cumsum(-1) - descending  # of the likelier tokens; 0 for the first, which always stays
             left_out = torch.zeros_like(probabilities, dtype=torch.bool).scatter(-1, order, before >= self.top_p)
             probabilities = probabilities.masked_fill(left_out, 0.0)

@@ -8,6 +8,7 @@ its few steps is how far rounding alone takes two runs apart.
 
 import multiprocessing
 import statistics
+import sys
 import traceback
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -149,6 +150,7 @@ class Worker:
 
     def close(self) -> None:
         self.pipe.close()
+        self.process.terminate()
         self.process.join()
 
 
@@ -185,7 +187,7 @@ def _serve(pipe: Connection, engine: str, config: TrainConfig, tokens: Path, dty
         return
     except BaseException:
         pipe.send(("error", traceback.format_exc()))
-        raise
+        sys.exit(1)
 
 
 @torch.no_grad()

@@ -23,10 +23,10 @@ def train_and_compare(config: TrainConfig, folder: Path, console: Console) -> bo
     judged = agreement(runs["llmsys"].losses, runs["stock"].losses, control)
     model = Llama(config.model, device=config.device, dtype=dtype)
     load_weights(model, folder / "model.safetensors")
-    show_sample(model, tokenizer, config, console)
     print_comparison(runs, judged, config, turns(config.steps)[0], rate, console)
     plot_comparison(runs, control, folder / "comparison.png")
     console.print(f"loss curves: {folder / 'comparison.png'} (its control ran {control_steps(config.steps)} steps)")
+    show_sample(model, tokenizer, config, console)
     return judged.holds
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import json
+import re
 import types
 import typing
 from collections.abc import Iterable
@@ -167,12 +168,9 @@ def _yaml(text: str) -> Any:
                 [(self.construct_object(k, True), self.construct_object(v, True)) for k, v in node.value]
             )
 
-    # YAML 1.1 reads 1e-3 as text: its numbers need a dot
-    number = r"^[-+]?[0-9]+(?:\.[0-9]*)?[eE][-+]?[0-9]+$"
-    import re
-
-    Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(number), list("-+0123456789"))
+    number = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")  # YAML 1.1 takes 1e-3, without a dot, for text
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789"))
     try:
         return yaml.load(text, Loader) or {}
     except yaml.YAMLError as error:
-        raise ValueError(str(error)) from error
+        raise ValueError(" ".join(str(error).split())) from error

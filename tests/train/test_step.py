@@ -1,0 +1,117 @@
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from llmsys.train.config import OptimizerConfig
+from llmsys.train.precision import choose_precision
+from llmsys.train.step import grad_norm, learning_rate, train_step
+from llmsys.train.stock import stock
+from llmsys.train.trainer import fused
+
+from .conftest import TINY
+
+
+def test_accumulation_averages_gradients(make_trainer):
+    trainer = make_trainer()
+    batches = [next(trainer.train_batches) for _ in range(3)]
+    whole = tuple(torch.cat(parts) for parts in zip(*batches, strict=True))
+    weights = []
+    for parts in (batches, [whole]):
+        model, optimizer = fused(TINY, torch.float32)
+        result = train_step(model, optimizer, parts, lr=1e-3, max_grad_norm=math.inf)
+        weights.append((result, [weight.detach().clone() for weight in model.parameters()]))
+    assert weights[0][0].loss == pytest.approx(weights[1][0].loss, rel=1e-6)
+    assert weights[0][0].grad_norm == pytest.approx(weights[1][0].grad_norm, rel=1e-5)
+    # where a gradient is near eps, AdamW's first update depends on its last bits; the mean must not
+    for a, b in zip(weights[0][1], weights[1][1], strict=True):
+        assert (a - b).abs().mean() < 1e-5
+
+
+def test_clipping_scales_to_the_limit():
+    """A step with plain SGD shows the gradient that reached the optimizer."""
+
+    class Sgd(torch.optim.SGD):
+        def step(self, *, grad_scale):
+            self.applied = grad_norm([weight.grad * grad_scale for weight in self.param_groups[0]["params"]]).item()
+
+    model, _ = fused(TINY, torch.float32)
+    batch = (torch.arange(32)[None], torch.arange(32)[None] + 1)
+    optimizer = Sgd(model.parameters(), lr=1.0)
+    norm = train_step(model, optimizer, [batch], lr=1.0, max_grad_norm=1e-2).grad_norm
+    assert norm > 1e-2
+    assert optimizer.applied == pytest.approx(1e-2, rel=1e-3)
+    train_step(model, optimizer, [batch], lr=1.0, max_grad_norm=1e3)
+    assert optimizer.applied == pytest.approx(norm, rel=1e-5)
+
+
+def test_the_norm_is_summed_in_float32():
+    grads = [torch.full((1000,), 0.1, dtype=torch.bfloat16), torch.full((3,), 2.0)]
+    exact = math.sqrt(1000 * grads[0][0].item() ** 2 + 12)
+    assert grad_norm(grads).item() == pytest.approx(exact, rel=1e-6)
+
+
+def test_a_loss_that_is_not_finite_changes_nothing():
+    model, optimizer = fused(TINY, torch.float32)
+    with torch.no_grad():
+        model.norm.weight[0] = math.nan
+    before = [weight.detach().clone() for weight in model.parameters()]
+    batch = (torch.arange(32)[None], torch.arange(32)[None])
+    with pytest.raises(RuntimeError, match=r"loss nan and gradient norm nan, expected finite numbers"):
+        train_step(model, optimizer, [batch], lr=1.0, max_grad_norm=1.0)
+    for weight, old in zip(model.parameters(), before, strict=True):
+        torch.testing.assert_close(weight.detach(), old, rtol=0, atol=0, equal_nan=True)
+
+
+def test_learning_rate():
+    config = OptimizerConfig(lr=1.0, final_lr_ratio=0.1, warmup_steps=4)
+    rates = [learning_rate(step, 105, config) for step in range(105)]
+    assert rates[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert rates[54] == pytest.approx(0.55)  # half-way down
+    assert rates[-1] == pytest.approx(0.1)
+    assert all(a >= b for a, b in zip(rates[4:], rates[5:], strict=False))
+    assert learning_rate(0, 1, dataclasses.replace(config, warmup_steps=0)) == 1.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_stock_step_is_the_same_step(make_trainer, dtype):
+    ours, theirs = make_trainer(dtype=dtype), make_trainer(dtype=dtype, engine=stock)
+    assert {type(module).__name__ for module in theirs.model.modules()} >= {"StockRMSNorm", "StockMLP"}
+    pairs = [(ours.step().loss, theirs.step().loss) for _ in range(5)]
+    for a, b in pairs:
+        assert a == pytest.approx(b, rel=4 * torch.finfo(dtype).eps)
+    assert pairs[-1][0] < pairs[0][0]
+
+
+def test_bfloat16_masters_keep_what_bfloat16_loses(make_trainer):
+    """At this rate an update is under half a bfloat16 unit of most weights: without masters they would never move."""
+    trainer = make_trainer(dtype=torch.bfloat16, steps=40)
+    wq = trainer.model.blocks[0].attention.wq.weight
+    batch = [next(trainer.train_batches)]
+    start = wq.detach().clone()
+    for _ in range(40):
+        train_step(trainer.model, trainer.optimizer, batch, lr=1e-5, max_grad_norm=1.0)
+    assert (wq != start).float().mean() > 0.5
+
+
+def test_bfloat16_gradients_accumulate_in_float32(make_trainer):
+    model = make_trainer(dtype=torch.bfloat16, accumulation=2).model
+    model.loss(torch.arange(32)[None], torch.arange(32)[None]).backward()
+    assert {weight.grad.dtype for weight in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("precision", "rates", "expected"),
+    [
+        ("auto", {torch.float32: 75e9, torch.bfloat16: 11e9}, torch.float32),
+        ("auto", {torch.float32: 225e9, torch.bfloat16: 900e9}, torch.bfloat16),
+        ("bfloat16", {}, torch.bfloat16),
+        ("float32", {}, torch.float32),
+    ],
+)
+def test_precision(precision, rates, expected):
+    chosen = choose_precision(precision, rates.__getitem__)
+    assert chosen.dtype == expected
+    if precision == "auto":
+        assert f"float32 {rates[torch.float32] / 1e9:.0f}" in chosen.reason
