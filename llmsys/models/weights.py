@@ -30,7 +30,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         with safe_open(path, framework="pt") as file:
             found = set(file.keys())
             if found != expected.keys():
-                raise ValueError(f"{where}: {_difference(found, expected.keys())}")
+                raise ValueError(f"{where}: {_difference(found, set(expected))}")
             for name, weight in expected.items():
                 shape = tuple(file.get_slice(name).get_shape())
                 if shape != tuple(weight.shape):

@@ -1,5 +1,7 @@
 """RMSNorm, and its fusion with the residual addition before it."""
 
+from typing import overload
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,7 @@ class RMSNorm(torch.nn.RMSNorm):
     `y = norm(sum)`, in one pass over memory.
     """
 
+    eps: float
     weight_offset: float = 0.0
 
     def __init__(
@@ -31,6 +34,12 @@ class RMSNorm(torch.nn.RMSNorm):
 
     def reset_parameters(self) -> None:
         torch.nn.init.constant_(self.weight, 1.0 - self.weight_offset)
+
+    @overload
+    def forward(self, x: Tensor) -> Tensor: ...
+
+    @overload
+    def forward(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]: ...
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         if residual is None:

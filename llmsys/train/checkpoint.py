@@ -130,12 +130,10 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 def _split(state_dict: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """An optimizer's state as tensors for safetensors and numbers for JSON."""
-    tensors, numbers = {}, {}
-    for index, state in state_dict["state"].items():
-        for key, value in state.items():
-            (tensors if isinstance(value, Tensor) else numbers)[f"{index}.{key}"] = value
-    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    return contiguous, {"numbers": numbers, "param_groups": state_dict["param_groups"]}
+    values = {f"{index}.{key}": value for index, state in state_dict["state"].items() for key, value in state.items()}
+    tensors = {name: value.contiguous() for name, value in values.items() if isinstance(value, Tensor)}
+    numbers = {name: value for name, value in values.items() if name not in tensors}
+    return tensors, {"numbers": numbers, "param_groups": state_dict["param_groups"]}
 
 
 def _join(tensors: dict[str, Tensor], saved: dict[str, Any]) -> dict[str, Any]:

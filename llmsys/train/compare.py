@@ -10,6 +10,7 @@ import multiprocessing
 import statistics
 import sys
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -122,7 +123,7 @@ def turns(steps: int) -> list[int]:
 
 
 class Worker:
-    """A process that trains when asked: ("steps", n), ("validate",), ("memory",), ("save", path)."""
+    """A process that trains when asked: `ask("steps", n)`, `ask("validate")`, `ask("memory")`, `ask("save", path)`."""
 
     def __init__(self, engine: str, config: TrainConfig, tokens: Path, dtype: torch.dtype):
         context = multiprocessing.get_context("spawn")
@@ -172,17 +173,15 @@ def _serve(pipe: Connection, engine: str, config: TrainConfig, tokens: Path, dty
         trainer = Trainer(
             config, model, optimizer, batches(config, token_file, "train"), batches(config, token_file, "validation")
         )
+        commands: dict[str, Callable[..., object]] = {
+            "steps": lambda count: [trainer.step() for _ in range(count)],
+            "validate": trainer.validate,
+            "memory": memory.extra_bytes,
+            "save": lambda path: save_weights(model, path),
+        }
         while True:
-            match pipe.recv():
-                case ("steps", count):
-                    answer = [trainer.step() for _ in range(count)]
-                case ("validate",):
-                    answer = trainer.validate()
-                case ("memory",):
-                    answer = memory.extra_bytes()
-                case ("save", path):
-                    answer = save_weights(model, path)
-            pipe.send(("answer", answer))
+            name, *arguments = pipe.recv()
+            pipe.send(("answer", commands[name](*arguments)))
     except (EOFError, KeyboardInterrupt):
         return
     except BaseException:

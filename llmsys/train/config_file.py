@@ -86,7 +86,7 @@ def merge(config: C, settings: dict[str, Any], source: str, section: str = "") -
             raise TypeError(
                 f"llmsys.train.config: {section}{key}={value!r} in {source}, expected a section of keys and values"
             )
-    return dataclasses.replace(config, **changes)
+    return dataclasses.replace(config, **changes)  # type: ignore[type-var]
 
 
 class _Text(str):

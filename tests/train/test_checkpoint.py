@@ -147,8 +147,8 @@ KILLED = """
                 return function(*args, **kwargs)
             return call
         os.fsync, os.rename = counted(os.fsync), counted(os.rename)
-        checkpoint.save_file, checkpoint.save_weights = counted(checkpoint.save_file), counted(checkpoint.save_weights)
-        checkpoint._write_json, checkpoint._fingerprint = counted(checkpoint._write_json), counted(checkpoint._fingerprint)
+        for name in ("save_weights", "save_file", "_write_json", "_fingerprint"):
+            setattr(checkpoint, name, counted(getattr(checkpoint, name)))
 
     for event in range(1, 16):
         folder = Path(sys.argv[1]) / str(event)
