@@ -155,7 +155,7 @@ class Worker:
         self.process.join()
 
 
-def _serve(pipe: Connection, engine: str, config: TrainConfig, tokens: Path, dtype: torch.dtype, threads: int) -> None:
+def _serve(pipe: Connection, name: str, config: TrainConfig, tokens: Path, dtype: torch.dtype, threads: int) -> None:
     from llmsys.data import TokenFile
     from llmsys.models.weights import save_weights
     from llmsys.train.peak_memory import PeakMemory
@@ -167,21 +167,21 @@ def _serve(pipe: Connection, engine: str, config: TrainConfig, tokens: Path, dty
     token_file = TokenFile(tokens)
     memory = PeakMemory()
     try:
-        model, optimizer = (fused if engine == "llmsys" else stock)(config, dtype)
-        if engine == "control":
-            perturb(model, config.seed)
+        engine = (fused if name == "llmsys" else stock)(config, dtype)
+        if name == "control":
+            perturb(engine.model, config.seed)
         trainer = Trainer(
-            config, model, optimizer, batches(config, token_file, "train"), batches(config, token_file, "validation")
+            config, engine, batches(config, token_file, "train"), batches(config, token_file, "validation")
         )
         commands: dict[str, Callable[..., object]] = {
             "steps": lambda count: [trainer.step() for _ in range(count)],
             "validate": trainer.validate,
             "memory": memory.extra_bytes,
-            "save": lambda path: save_weights(model, path),
+            "save": lambda path: save_weights(engine.model, path),
         }
         while True:
-            name, *arguments = pipe.recv()
-            pipe.send(("answer", commands[name](*arguments)))
+            command, *arguments = pipe.recv()
+            pipe.send(("answer", commands[command](*arguments)))
     except (EOFError, KeyboardInterrupt):
         return
     except BaseException:

@@ -69,8 +69,9 @@ def train(config: TrainConfig, folder: Path, console: Console, *, resume: bool =
     tokenizer, tokens = prepare_data(config, console)
     dtype, rate = measured_precision(config, console)
     console.print(f"model: {config.model.num_parameters() / 1e6:.1f} M parameters; run: {folder}")
-    model, optimizer = fused(config, dtype)
-    trainer = Trainer(config, model, optimizer, batches(config, tokens, "train"), batches(config, tokens, "validation"))
+    trainer = Trainer(
+        config, fused(config, dtype), batches(config, tokens, "train"), batches(config, tokens, "validation")
+    )
     if resume:
         checkpoint = latest_checkpoint(folder / "checkpoints")
         if checkpoint is None:
@@ -79,7 +80,7 @@ def train(config: TrainConfig, folder: Path, console: Console, *, resume: bool =
         console.print(f"resumed from {checkpoint}")
     run(trainer, folder, gemm_rate=rate, console=console)
     if trainer.steps_done == config.steps:
-        show_sample(model, tokenizer, config, console)
+        show_sample(trainer.model, tokenizer, config, console)
 
 
 def show_sample(model: Llama, tokenizer: Tokenizer, config: TrainConfig, console: Console) -> None:

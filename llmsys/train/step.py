@@ -1,11 +1,10 @@
 """One optimizer step: gradients of a few batches, clipped, applied."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from llmsys.models.llama import Llama
@@ -17,7 +16,7 @@ class Optimizer(Protocol):
 
     param_groups: list[dict[str, Any]]
 
-    def step(self, *, grad_scale: Tensor) -> Any: ...
+    def step(self, *, grad_scale: Tensor | None) -> Any: ...
 
     def zero_grad(self) -> None: ...
 
@@ -27,18 +26,22 @@ class Optimizer(Protocol):
 
 
 @dataclass(frozen=True)
+class Engine:
+    """What trains: a model, its optimizer, and `clip(parameters, max_norm) -> (norm, grad_scale)`."""
+
+    model: Llama
+    optimizer: Optimizer
+    clip: Callable[[Iterable[Tensor], float], tuple[Tensor, Tensor | None]]
+
+
+@dataclass(frozen=True)
 class StepResult:
     loss: float
     grad_norm: float  # before clipping
 
 
 def train_step(
-    model: Llama,
-    optimizer: Optimizer,
-    batches: Sequence[tuple[Tensor, Tensor]],
-    *,
-    lr: float,
-    max_grad_norm: float,
+    engine: Engine, batches: Sequence[tuple[Tensor, Tensor]], *, lr: float, max_grad_norm: float
 ) -> StepResult:
     """Average the gradients of `batches`, scale them to a norm of at most `max_grad_norm`, and step.
 
@@ -46,27 +49,20 @@ def train_step(
     """
     loss = 0.0
     for tokens_BT, targets_BT in batches:
-        part = model.loss(tokens_BT, targets_BT) / len(batches)
+        part = engine.model.loss(tokens_BT, targets_BT) / len(batches)
         part.backward()
         loss += part.item()
-    norm = grad_norm([weight.grad for weight in model.parameters() if weight.grad is not None])
-    if not (math.isfinite(loss) and math.isfinite(norm.item())):
+    grad_norm, grad_scale = engine.clip(engine.model.parameters(), max_grad_norm)
+    if not (math.isfinite(loss) and math.isfinite(grad_norm.item())):
         raise RuntimeError(
-            f"llmsys.train.step: loss {loss} and gradient norm {norm.item()}, expected finite numbers; "
+            f"llmsys.train.step: loss {loss} and gradient norm {grad_norm.item()}, expected finite numbers; "
             "lower optimizer.lr or warm up longer"
         )
-    for group in optimizer.param_groups:
+    for group in engine.optimizer.param_groups:
         group["lr"] = lr
-    optimizer.step(grad_scale=(max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
-    optimizer.zero_grad()
-    return StepResult(loss, norm.item())
-
-
-def grad_norm(grads: Sequence[Tensor]) -> Tensor:
-    """The 2-norm of all `grads` together, a float32 scalar, summed in float32 whatever their dtype."""
-    return torch.linalg.vector_norm(
-        torch.stack([torch.linalg.vector_norm(grad, dtype=torch.float32) for grad in grads])
-    )
+    engine.optimizer.step(grad_scale=grad_scale)
+    engine.optimizer.zero_grad()
+    return StepResult(loss, grad_norm.item())
 
 
 def learning_rate(step: int, steps: int, config: OptimizerConfig) -> float:

@@ -1,16 +1,16 @@
 """The same training step written with stock PyTorch alone: the baseline of `llmsys train --compare`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmsys.models.llama import Llama
 from llmsys.nn import MLP, RMSNorm
 from llmsys.train.config import TrainConfig
-from llmsys.train.trainer import decay_groups
+from llmsys.train.step import Engine
+from llmsys.train.trainer import build_model, decay_groups
 
 
 class StockRMSNorm(RMSNorm):
@@ -27,7 +27,7 @@ class StockMLP(MLP):
 
 
 class StockAdamW(torch.optim.AdamW):
-    """`clip_grad_norm_`'s scaling, then torch's fused AdamW; bfloat16 weights get float32 masters by copies."""
+    """torch's fused AdamW; weights of lower precision get float32 masters by copies."""
 
     def __init__(self, groups: list[dict[str, Any]], **settings: Any):
         self.weights = [weight for group in groups for weight in group["params"]]
@@ -42,12 +42,10 @@ class StockAdamW(torch.optim.AdamW):
         )
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None, *, grad_scale: Tensor | None = None) -> Any:
+    def step(self, closure: Callable[[], Any] | None = None, *, grad_scale: None = None) -> Any:
         for master, weight in zip(self.masters, self.weights, strict=True):
             if master is not weight:
                 master.grad, weight.grad = weight.grad.float(), None
-        if grad_scale is not None:
-            torch._foreach_mul_([master.grad for master in self.masters], grad_scale)
         result = super().step(closure)
         for master, weight in zip(self.masters, self.weights, strict=True):
             if master is not weight:
@@ -55,11 +53,17 @@ class StockAdamW(torch.optim.AdamW):
         return result
 
 
-def stock(config: TrainConfig, dtype: torch.dtype) -> tuple[Llama, StockAdamW]:
+def clip(parameters: Iterable[Tensor], max_norm: float) -> tuple[Tensor, None]:
+    """Scale the gradients in place; nothing is left for the step to scale."""
+    return torch.nn.utils.clip_grad_norm_(parameters, max_norm), None
+
+
+def stock(config: TrainConfig, dtype: torch.dtype) -> Engine:
     """The model of `trainer.fused`, weight for weight, on PyTorch's own functions."""
-    model = Llama(config.model, seed=config.seed, device=config.device, dtype=dtype)
+    model = build_model(config, dtype)
     classes = {RMSNorm: StockRMSNorm, MLP: StockMLP}
     for module in model.modules():
         module.__class__ = classes.get(type(module), type(module))
     c = config.optimizer
-    return model, StockAdamW(decay_groups(model, c.weight_decay), lr=c.lr, betas=(c.beta1, c.beta2), eps=c.eps)
+    optimizer = StockAdamW(decay_groups(model, c.weight_decay), lr=c.lr, betas=(c.beta1, c.beta2), eps=c.eps)
+    return Engine(model, optimizer, clip)

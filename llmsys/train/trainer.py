@@ -10,10 +10,10 @@ from torch import nn
 
 from llmsys.data import PackedBatches
 from llmsys.models.llama import Llama
-from llmsys.optim import AdamW
+from llmsys.optim import AdamW, clip_grad_norm
 from llmsys.train.checkpoint import load_checkpoint, random_state, save_checkpoint, set_random_state
 from llmsys.train.config import TrainConfig
-from llmsys.train.step import Optimizer, learning_rate, train_step
+from llmsys.train.step import Engine, learning_rate, train_step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,15 +28,20 @@ class Record:
     tokens_per_s: float
 
 
-def fused(config: TrainConfig, dtype: torch.dtype) -> tuple[Llama, Optimizer]:
-    """The model and the optimizer that llmsys trains with."""
-    model = Llama(config.model, seed=config.seed, device=config.device, dtype=dtype)
-    if dtype != torch.float32 and config.accumulation > 1:
-        for weight in model.parameters():
-            weight.grad_dtype = torch.float32  # a sum of bfloat16 gradients loses what is 2^-8 of it
+def fused(config: TrainConfig, dtype: torch.dtype) -> Engine:
+    """llmsys's own ops and optimizer; weights of lower precision have float32 masters in the optimizer."""
+    model = build_model(config, dtype)
     c = config.optimizer
     optimizer = AdamW(decay_groups(model, c.weight_decay), lr=c.lr, betas=(c.beta1, c.beta2), eps=c.eps)
-    return model, optimizer
+    return Engine(model, optimizer, clip_grad_norm)
+
+
+def build_model(config: TrainConfig, dtype: torch.dtype) -> Llama:
+    model = Llama(config.model, seed=config.seed, device=config.device, dtype=dtype)
+    if config.accumulation > 1:
+        for weight in model.parameters():
+            weight.grad_dtype = torch.float32  # a sum of bfloat16 gradients loses what is 2^-8 of it
+    return model
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
@@ -52,12 +57,11 @@ class Trainer:
     def __init__(
         self,
         config: TrainConfig,
-        model: Llama,
-        optimizer: Optimizer,
+        engine: Engine,
         train_batches: PackedBatches,
         validation_batches: PackedBatches,
     ):
-        self.config, self.model, self.optimizer = config, model, optimizer
+        self.config, self.engine, self.model = config, engine, engine.model
         self.train_batches, self.validation_batches = train_batches, validation_batches
         self.steps_done = 0
 
@@ -66,9 +70,7 @@ class Trainer:
         start = time.perf_counter()
         lr = learning_rate(self.steps_done, self.config.steps, self.config.optimizer)
         batches = [self._to_device(next(self.train_batches)) for _ in range(self.config.accumulation)]
-        result = train_step(
-            self.model, self.optimizer, batches, lr=lr, max_grad_norm=self.config.optimizer.max_grad_norm
-        )
+        result = train_step(self.engine, batches, lr=lr, max_grad_norm=self.config.optimizer.max_grad_norm)
         seconds = time.perf_counter() - start
         self.steps_done += 1
         return Record(
@@ -96,7 +98,7 @@ class Trainer:
             "random": random_state(),
         }
         keep = self.config.keep_checkpoints
-        return save_checkpoint(folder, self.steps_done, self.model, self.optimizer, state, keep)
+        return save_checkpoint(folder, self.steps_done, self.model, self.engine.optimizer, state, keep)
 
     def restore(self, checkpoint: Path) -> None:
         """Go on from `checkpoint`.
@@ -104,7 +106,7 @@ class Trainer:
         Errors     ValueError if it is damaged, or of a run with another model, data or seed
         """
         model = dataclasses.asdict(self.config.model)
-        state = load_checkpoint(checkpoint, self.model, self.optimizer)
+        state = load_checkpoint(checkpoint, self.model, self.engine.optimizer)
         if state["config"]["model"] != model:
             raise ValueError(
                 f"llmsys.train.restore: {checkpoint} is of model {state['config']['model']}, expected {model}"

@@ -48,6 +48,6 @@ def make_trainer(tokens):
             PackedBatches(tokens, config.data.batch_size, config.data.sequence_length, seed=config.seed, split=split)
             for split in ("train", "validation")
         ]
-        return Trainer(config, *engine(config, dtype or torch.float32), *batches)
+        return Trainer(config, engine(config, dtype or torch.float32), *batches)
 
     return make
