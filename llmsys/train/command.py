@@ -41,11 +41,10 @@ def train(
         paths = tuple(str(path) for path in data)
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, paths=paths))
     console = Console()
-    folder = resume or run.new_folder(config)
     if compare:
         from llmsys.train.comparison import train_and_compare
 
-        if not train_and_compare(config, folder, console):
+        if not train_and_compare(config, console):
             raise typer.Exit(1)
     else:
-        run.train(config, folder, console, resume=bool(resume))
+        run.train(config, console, resume)

@@ -16,6 +16,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
+from rich.console import Console
 from rich.progress import Progress
 
 from llmsys.models.llama import Llama
@@ -81,7 +82,9 @@ def final_steps(steps: int) -> int:
     return max(2, round(steps * FINAL_FRACTION))
 
 
-def compare(config: TrainConfig, tokens: Path, dtype: torch.dtype, weights: Path) -> tuple[dict[str, Run], list[float]]:
+def compare(
+    config: TrainConfig, tokens: Path, dtype: torch.dtype, weights: Path, console: Console
+) -> tuple[dict[str, Run], list[float]]:
     """Train with both engines on the token file `tokens`; returns their runs and the control's losses.
 
     The weights that llmsys arrives at go to the file `weights`.
@@ -92,15 +95,16 @@ def compare(config: TrainConfig, tokens: Path, dtype: torch.dtype, weights: Path
     control = Worker("control", config, tokens, dtype)
     records: dict[str, list[Record]] = {engine: [] for engine in ENGINES}
     try:
-        with Progress() as progress:
+        with Progress(*Progress.get_default_columns(), console=console) as progress:
             bars = {engine: progress.add_task(engine, total=config.steps) for engine in ENGINES}
             control_losses = [record.loss for record in control.ask("steps", control_steps(config.steps))]
             control.close()
             for turn, count in enumerate(turns(config.steps)):
                 for engine in ENGINES if turn % 2 == 0 else reversed(ENGINES):
                     records[engine] += workers[engine].ask("steps", count)
-                    loss = records[engine][-1].loss
-                    progress.update(bars[engine], advance=count, description=f"{engine:6} loss {loss:.3f}")
+                    last = records[engine][-1]
+                    status = f"{engine:6} loss {last.loss:.3f} · {last.tokens_per_s:7,.0f} tokens/s"
+                    progress.update(bars[engine], advance=count, description=status)
         runs = {
             engine: Run(records[engine], extra_bytes=worker.ask("memory"), validation_loss=worker.ask("validate"))
             for engine, worker in workers.items()
@@ -165,7 +169,7 @@ def _serve(pipe: Connection, name: str, config: TrainConfig, tokens: Path, dtype
 
     torch.set_num_threads(threads)
     token_file = TokenFile(tokens)
-    memory = PeakMemory()
+    memory = PeakMemory(config.device)
     try:
         engine = (fused if name == "llmsys" else stock)(config, dtype)
         if name == "control":

@@ -8,18 +8,19 @@ from rich.table import Table
 from llmsys.models import Llama, load_weights
 from llmsys.train.compare import Agreement, Run, agreement, compare, control_steps, final_steps, turns
 from llmsys.train.config import TrainConfig
-from llmsys.train.run import measured_precision, prepare_data, show_sample
+from llmsys.train.run import new_folder, prepare_data, settle, show_sample
 
 
-def train_and_compare(config: TrainConfig, folder: Path, console: Console) -> bool:
+def train_and_compare(config: TrainConfig, console: Console) -> bool:
     """Train with llmsys and with stock PyTorch, show both, and return whether their curves agree.
 
-    Leaves comparison.png and model.safetensors (llmsys's weights) in `folder`.
+    Leaves comparison.png and model.safetensors (llmsys's weights) in the run's folder.
     """
+    config, dtype, rate = settle(config, console)
+    folder = new_folder(config)
     tokenizer, tokens = prepare_data(config, console)
-    dtype, rate = measured_precision(config, console)
     console.print(f"model: {config.model.num_parameters() / 1e6:.1f} M parameters, trained twice; run: {folder}")
-    runs, control = compare(config, tokens.path, dtype, folder / "model.safetensors")
+    runs, control = compare(config, tokens.path, dtype, folder / "model.safetensors", console)
     judged = agreement(runs["llmsys"].losses, runs["stock"].losses, control)
     model = Llama(config.model, device=config.device, dtype=dtype)
     load_weights(model, folder / "model.safetensors")

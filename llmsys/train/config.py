@@ -1,5 +1,6 @@
 """What a training run is made of. The defaults are the demo: 4 M parameters that learn Python's own text in minutes."""
 
+import re
 from dataclasses import dataclass, field
 
 from llmsys.models.llama import SIZES, LlamaConfig
@@ -75,6 +76,8 @@ class TrainConfig:
             raise ValueError(
                 f"llmsys.train.config: precision={self.precision!r}, expected one of {', '.join(PRECISIONS)}"
             )
+        if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
+            raise ValueError(f"llmsys.train.config: device={self.device!r}, expected cpu, cuda or cuda:<number>")
         if self.data.sequence_length > self.model.max_sequence_length:
             raise ValueError(
                 f"llmsys.train.config: data.sequence_length={self.data.sequence_length}, expected at most "

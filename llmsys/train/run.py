@@ -39,13 +39,20 @@ def batches(config: TrainConfig, tokens: TokenFile, split: str) -> PackedBatches
     )
 
 
-def measured_precision(config: TrainConfig, console: Console) -> tuple[torch.dtype, float]:
-    """The dtype to train in and the flop/s of matrix products in it, both said on `console`."""
+def settle(config: TrainConfig, console: Console) -> tuple[TrainConfig, torch.dtype, float]:
+    """`config` with its precision decided, the dtype of that, and the flop/s of matrix products in it.
+
+    Errors     RuntimeError if the device is not there
+    """
+    if config.device != "cpu" and not torch.cuda.is_available():
+        raise RuntimeError(
+            f"llmsys.train: device={config.device} where torch finds no GPU, expected one; set device=cpu"
+        )
     precision = choose_precision(config.precision, lambda dtype: gemm_rate(dtype, config.device))
     rate = gemm_rate(precision.dtype, config.device)
     name = str(precision.dtype).removeprefix("torch.")
     console.print(f"precision: {name} ({precision.reason}); matrix products reach {rate / 1e9:.0f} GFLOP/s")
-    return precision.dtype, rate
+    return dataclasses.replace(config, precision=name), precision.dtype, rate
 
 
 def new_folder(config: TrainConfig) -> Path:
@@ -64,10 +71,11 @@ def new_folder(config: TrainConfig) -> Path:
     return folder
 
 
-def train(config: TrainConfig, folder: Path, console: Console, *, resume: bool = False) -> None:
-    """Train in `folder`, from its latest checkpoint if `resume`, and show what the model writes."""
+def train(config: TrainConfig, console: Console, resume: Path | None = None) -> None:
+    """Train in a new folder, or go on in the folder `resume` from its latest checkpoint; show what the model writes."""
+    config, dtype, rate = settle(config, console)
+    folder = resume or new_folder(config)
     tokenizer, tokens = prepare_data(config, console)
-    dtype, rate = measured_precision(config, console)
     console.print(f"model: {config.model.num_parameters() / 1e6:.1f} M parameters; run: {folder}")
     trainer = Trainer(
         config, fused(config, dtype), batches(config, tokens, "train"), batches(config, tokens, "validation")

@@ -40,6 +40,7 @@ def test_train_then_resume(llmsys, tmp_path):
     assert code == 0
     for part in ("ducks.txt", "float32 (as configured)", "GFLOP/s", "20/20", "the model writes", "The "):
         assert part in output
+    assert json.loads((tmp_path / "runs/a/config.json").read_text())["precision"] == "float32"
     code, _ = llmsys("train", "ducks.json", "output=runs/a")
     assert code == (
         "llmsys.train: output=runs/a holds a run already, expected a new folder; go on with it by --resume runs/a"

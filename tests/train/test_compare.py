@@ -44,7 +44,7 @@ def test_turns_are_all_the_steps(steps):
 
 def test_both_engines_learn_the_same(tokens, tmp_path):
     config = dataclasses.replace(TINY, steps=24)
-    runs, control = compare(config, tokens.path, torch.float32, tmp_path / "model.safetensors")
+    runs, control = compare(config, tokens.path, torch.float32, tmp_path / "model.safetensors", Console(quiet=True))
     assert len(control) == 2
     for run in runs.values():
         assert [record.step for record in run.records] == list(range(1, 25))

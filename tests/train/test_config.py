@@ -85,6 +85,7 @@ def test_a_saved_config_loads_as_it_was(tmp_path):
         (["model.size=3B"], ValueError, r"model\.size='3B' .*expected one of demo, 62M"),
         (["data.sequence_length=1024"], ValueError, r"data\.sequence_length=1024, expected at most .*=256"),
         (["model.num_kv_heads=3"], ValueError, r"num_kv_heads=3, expected a multiple"),
+        (["device=gpu"], ValueError, r"device='gpu', expected cpu, cuda or cuda:<number>"),
         (["prompt="], ValueError, r"prompt='', expected some text"),
     ],
 )
