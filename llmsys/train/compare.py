@@ -161,6 +161,7 @@ class Worker:
 
 def _serve(pipe: Connection, name: str, config: TrainConfig, tokens: Path, dtype: torch.dtype, threads: int) -> None:
     from llmsys.data import TokenFile
+    from llmsys.memory import tune_allocator
     from llmsys.models.weights import save_weights
     from llmsys.train.peak_memory import PeakMemory
     from llmsys.train.run import batches
@@ -168,6 +169,8 @@ def _serve(pipe: Connection, name: str, config: TrainConfig, tokens: Path, dtype
     from llmsys.train.trainer import Trainer, fused
 
     torch.set_num_threads(threads)
+    if name == "llmsys":
+        tune_allocator()
     token_file = TokenFile(tokens)
     memory = PeakMemory(config.device)
     try:

@@ -31,16 +31,26 @@ def load_config(source: str, overrides: Iterable[str] = ()) -> TrainConfig:
     config = BUILT_IN.get(source)
     if config is None:
         config = merge(BUILT_IN["demo"], {"name": Path(source).stem} | read(source), source)
-    for word in overrides:
+    return merge(config, _settings(overrides), "the command line")
+
+
+def _settings(words: Iterable[str]) -> dict[str, Any]:
+    """`["steps=5", "optimizer.lr=1"]` as `{"steps": "5", "optimizer": {"lr": "1"}}`."""
+    settings: dict[str, Any] = {}
+    for word in words:
         key, equals, text = word.partition("=")
         if not (key and equals):
             raise ValueError(f"llmsys.train.config: {word!r}, expected key=value, such as optimizer.lr=1e-3")
         *sections, last = key.split(".")
-        settings: Any = _Text(text)
-        for part in reversed([*sections, last]):
-            settings = {part: settings}
-        config = merge(config, settings, "the command line")
-    return config
+        section = settings
+        for name in sections:
+            section = section.setdefault(name, {})
+            if not isinstance(section, dict):
+                raise ValueError(f"llmsys.train.config: {word!r} after {name}={section}, expected one of the two")
+        if last in section:
+            raise ValueError(f"llmsys.train.config: {key} given twice on the command line, expected once")
+        section[last] = _Text(text)
+    return settings
 
 
 def read(source: str) -> dict[str, Any]:

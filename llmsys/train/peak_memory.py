@@ -10,9 +10,9 @@ import torch
 class PeakMemory:
     """`extra_bytes()` is the highest resident size since construction, less the resident size at construction.
 
-    Of a GPU it is what torch has allocated there. On Linux the peak is the kernel's own (VmHWM), set back to the present
-    size through /proc/self/clear_refs. Elsewhere it is `ru_maxrss`, which cannot be set back: the figure is then what
-    the peak rose by.
+    On a GPU it is what torch has allocated there. On Linux the peak is the kernel's own (VmHWM), set back to the
+    present size through /proc/self/clear_refs. Elsewhere it is `ru_maxrss`, which cannot be set back: the figure is
+    then what the peak rose by.
     """
 
     def __init__(self, device: str = "cpu"):

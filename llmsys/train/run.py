@@ -10,6 +10,7 @@ from rich.console import Console
 
 from llmsys.data import PackedBatches, TokenFile, Tokenizer, documents, prepare, python_corpus
 from llmsys.infer import Sampler, generate
+from llmsys.memory import tune_allocator
 from llmsys.models.llama import Llama
 from llmsys.perf.ceilings import gemm_rate
 from llmsys.train.checkpoint import latest_checkpoint
@@ -73,6 +74,7 @@ def new_folder(config: TrainConfig) -> Path:
 
 def train(config: TrainConfig, console: Console, resume: Path | None = None) -> None:
     """Train in a new folder, or go on in the folder `resume` from its latest checkpoint; show what the model writes."""
+    tune_allocator()
     config, dtype, rate = settle(config, console)
     folder = resume or new_folder(config)
     tokenizer, tokens = prepare_data(config, console)

@@ -54,6 +54,7 @@ def test_overrides_come_last(tmp_path):
     assert (config.name, config.steps, config.optimizer.lr) == ("run", 60, 1e-4)
     assert (config.data.paths, config.tensorboard, config.output) == (("x.txt", "y.txt"), False, "runs/here")
     assert load_config("demo", ["model.size=62M"]).model == SIZES["62M"]
+    assert load_config("demo", ["model.num_heads=3", "model.num_kv_heads=3"]).model.num_kv_heads == 3  # judged together
 
 
 def test_a_saved_config_loads_as_it_was(tmp_path):
@@ -70,6 +71,8 @@ def test_a_saved_config_loads_as_it_was(tmp_path):
         (["model.sise=1"], ValueError, r"unknown key model\.sise .*did you mean model\.size\?"),
         (["steps.x=5"], TypeError, r"steps=\{'x': '5'\} in the command line, expected an integer"),
         (["optimizer=5"], TypeError, r"optimizer='5' .*expected a section"),
+        (["optimizer=5", "optimizer.lr=1"], ValueError, r"'optimizer\.lr=1' after optimizer=5, expected one of the two"),
+        (["optimizer.lr=1", "optimizer.lr=2"], ValueError, r"optimizer\.lr given twice"),
         (["steps"], ValueError, r"'steps', expected key=value"),
         (["steps=2.5"], TypeError, r"steps='2\.5' in the command line, expected an integer"),
         (["optimizer.lr=fast"], TypeError, r"optimizer\.lr='fast' .*expected a number"),
