@@ -1,0 +1,219 @@
+"""Llama: grouped-query attention, rotary positions, SwiGLU, RMSNorm, with a tied or a separate head.
+
+Legend of name suffixes: B batch, T tokens, D model, H heads, K head dim, V vocabulary.
+Source     Touvron et al. 2023, arXiv:2302.13971, section 2.2; grouped queries: Ainslie et al. 2023, arXiv:2305.13245
+"""
+
+import hashlib
+import math
+from dataclasses import dataclass, fields
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llmsys.nn import MLP, RMSNorm
+
+PLAN = {
+    "tensor": {
+        "embedding": "vocab",
+        "head": "vocab",
+        "*.wq": "column",
+        "*.wk": "column",
+        "*.wv": "column",
+        "*.wo": "row",
+        "*.gate": "column",
+        "*.up": "column",
+        "*.down": "row",
+    },
+    "stages": "blocks",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LlamaConfig:
+    """The shape of a Llama. `max_sequence_length` is the longest sequence it is trained for, and accepts."""
+
+    vocab_size: int
+    dim: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    hidden_dim: int
+    max_sequence_length: int = 2048
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-6
+    tied_head: bool = False
+
+    def __post_init__(self):
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type in (int, float) and not value > 0:
+                raise ValueError(f"llmsys.models.LlamaConfig: {field.name}={value}, expected a number above 0")
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"llmsys.models.LlamaConfig: num_heads={self.num_heads} with num_kv_heads={self.num_kv_heads}, "
+                "expected a multiple of num_kv_heads"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"llmsys.models.LlamaConfig: head_dim={self.head_dim}, expected an even number")
+
+    def num_parameters(self) -> int:
+        """How many parameters the model has, a tied head counted once."""
+        norms = (2 * self.num_layers + 1) * self.dim
+        embedding = 0 if self.tied_head else self.vocab_size * self.dim
+        return self._num_matmul_parameters() + embedding + norms
+
+    def flops_per_token(self, sequence_length: int) -> int:
+        """Floating-point operations to train on one token: forward and backward, nothing computed twice.
+
+        6 per parameter of a matrix product (the embedding look-up is none, the head is one even where it is tied),
+        and 12·L·H·K·T/2 for the two products of attention, halved because half of the scores are masked.
+        Source     Chowdhery et al. 2022, arXiv:2204.02311, appendix B, which does not halve
+        """
+        attention = 6 * self.num_layers * self.num_heads * self.head_dim * sequence_length
+        return 6 * self._num_matmul_parameters() + attention
+
+    def _num_matmul_parameters(self) -> int:
+        attention = 2 * self.dim * self.head_dim * (self.num_heads + self.num_kv_heads)
+        return self.num_layers * (attention + 3 * self.dim * self.hidden_dim) + self.vocab_size * self.dim
+
+
+SIZES = {
+    "demo": LlamaConfig(
+        vocab_size=4096, dim=192, num_layers=4, num_heads=3, num_kv_heads=1, head_dim=64, hidden_dim=512,
+        max_sequence_length=256, tied_head=True,
+    ),
+    "62M": LlamaConfig(
+        vocab_size=32_000, dim=512, num_layers=8, num_heads=8, num_kv_heads=4, head_dim=64, hidden_dim=1856,
+    ),
+    # TinyLlama 1.1B: Zhang et al. 2024, arXiv:2401.02385, table 1
+    "1B": LlamaConfig(
+        vocab_size=32_000, dim=2048, num_layers=22, num_heads=32, num_kv_heads=4, head_dim=64, hidden_dim=5632,
+    ),
+    # Llama 3: Grattafiori et al. 2024, arXiv:2407.21783, table 3
+    "8B": LlamaConfig(
+        vocab_size=128_256, dim=4096, num_layers=32, num_heads=32, num_kv_heads=8, head_dim=128, hidden_dim=14_336,
+        max_sequence_length=8192, rope_theta=500_000.0,
+    ),
+    "70B": LlamaConfig(
+        vocab_size=128_256, dim=8192, num_layers=80, num_heads=64, num_kv_heads=8, head_dim=128, hidden_dim=28_672,
+        max_sequence_length=8192, rope_theta=500_000.0,
+    ),
+}  # fmt: skip
+
+
+class Attention(nn.Module):
+    """Causal self-attention; each key-value head serves num_heads / num_kv_heads query heads."""
+
+    def __init__(self, config: LlamaConfig):
+        super().__init__()
+        self.head_dim = config.head_dim
+        self.wq = nn.Linear(config.dim, config.num_heads * config.head_dim, bias=False)
+        self.wk = nn.Linear(config.dim, config.num_kv_heads * config.head_dim, bias=False)
+        self.wv = nn.Linear(config.dim, config.num_kv_heads * config.head_dim, bias=False)
+        self.wo = nn.Linear(config.num_heads * config.head_dim, config.dim, bias=False)
+
+    def forward(self, x_BTD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        q_BTHK, k_BTHK, v_BTHK = (w(x_BTD).unflatten(-1, (-1, self.head_dim)) for w in (self.wq, self.wk, self.wv))
+        q_BHTK, k_BHTK, v_BHTK = (
+            x.transpose(1, 2) for x in (rotate(q_BTHK, cos, sin), rotate(k_BTHK, cos, sin), v_BTHK)
+        )
+        y_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=True, enable_gqa=True)
+        return self.wo(y_BHTK.transpose(1, 2).flatten(-2))
+
+
+class Block(nn.Module):
+    def __init__(self, config: LlamaConfig):
+        super().__init__()
+        self.attention_norm = RMSNorm(config.dim, config.norm_eps)
+        self.attention = Attention(config)
+        self.mlp_norm = RMSNorm(config.dim, config.norm_eps)
+        self.mlp = MLP(config.dim, config.hidden_dim)
+
+    def forward(self, x_BTD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        attended = self.attention(self.attention_norm(x_BTD), cos, sin)
+        normed, x_BTD = self.mlp_norm(attended, x_BTD)
+        return x_BTD + self.mlp(normed)
+
+
+class Llama(nn.Module):
+    """The whole model. Its weights depend on `seed` and their names alone, whatever the device or the dtype.
+
+    On the meta device (`with torch.device("meta")`) it holds shapes only; `to_empty` and `initialise` fill it.
+    """
+
+    def __init__(
+        self,
+        config: LlamaConfig,
+        *,
+        seed: int = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ):
+        super().__init__()
+        self.config = config
+        device = torch.get_default_device() if device is None else torch.device(device)
+        with torch.device("meta"):
+            self.embedding = nn.Embedding(config.vocab_size, config.dim)
+            self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+            self.norm = RMSNorm(config.dim, config.norm_eps)
+            self.head = None if config.tied_head else nn.Linear(config.dim, config.vocab_size, bias=False)
+        self.to(dtype)
+        if device.type != "meta":
+            self.to_empty(device=device).initialise(seed)
+
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        """Logits (B, T, V) of the token after each of `tokens_BT`, integers in [0, V)."""
+        if tokens_BT.shape[-1] > self.config.max_sequence_length:
+            raise ValueError(
+                f"llmsys.models.Llama: a sequence of {tokens_BT.shape[-1]} tokens, expected at most "
+                f"max_sequence_length={self.config.max_sequence_length}"
+            )
+        x_BTD = self.embedding(tokens_BT)
+        cos, sin = rope_tables(tokens_BT.shape[-1], self.config.head_dim, self.config.rope_theta, tokens_BT.device)
+        for block in self.blocks:
+            x_BTD = block(x_BTD, cos, sin)
+        x_BTD = self.norm(x_BTD)
+        return F.linear(x_BTD, self.embedding.weight) if self.head is None else self.head(x_BTD)
+
+    def loss(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        """Mean cross entropy in nats, in float32; targets of -100 do not count."""
+        return F.cross_entropy(self(tokens_BT).flatten(0, -2).float(), targets_BT.flatten())
+
+    @torch.no_grad()
+    def initialise(self, seed: int) -> None:
+        """Fill every weight from (seed, name): normal of deviation 0.02, over √(2·num_layers) before a residual sum.
+
+        Source     Radford et al. 2019 (GPT-2), section 2.3
+        """
+        for name, weight in self.named_parameters():
+            if weight.dim() == 1:
+                weight.fill_(1.0)
+                continue
+            generator = torch.Generator().manual_seed(_seed_of(seed, name))
+            std = 0.02
+            if name.endswith(("wo.weight", "down.weight")):
+                std /= math.sqrt(2 * self.config.num_layers)
+            weight.copy_(torch.empty(weight.shape).normal_(0.0, std, generator=generator))
+
+
+def rope_tables(num_tokens: int, head_dim: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """cos and sin of position · theta^(-2i/K), each (T, 1, K/2) float32.
+
+    Source     Su et al. 2021, arXiv:2104.09864, eq. 15
+    """
+    frequency = theta ** (-torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
+    angle = torch.outer(torch.arange(num_tokens, device=device, dtype=torch.float32), frequency)[:, None]
+    return angle.cos(), angle.sin()
+
+
+def rotate(x_BTHK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the pairs (i, i + K/2) of each head by its position's angles: the layout of Hugging Face's Llama."""
+    a, b = x_BTHK.chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x_BTHK.dtype)
+
+
+def _seed_of(seed: int, name: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "little", signed=True)

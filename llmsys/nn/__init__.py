@@ -1,0 +1,6 @@
+"""Modules: parameters and initialisation around the functions of `llmsys.ops`."""
+
+from llmsys.nn.mlp import MLP
+from llmsys.nn.rms_norm import RMSNorm
+
+__all__ = ["MLP", "RMSNorm"]

@@ -1,0 +1,23 @@
+"""The gated feed-forward layer of Llama-style models."""
+
+import torch
+from torch import Tensor
+
+from llmsys.ops import swiglu
+
+
+class MLP(torch.nn.Module):
+    """`down(silu(gate(x)) · up(x))`, three matrices without bias.
+
+    Shapes     x (..., dim) → (..., dim); gate and up (hidden_dim, dim), down (dim, hidden_dim)
+    Source     Shazeer 2020, arXiv:2002.05202, eq. 6 (FFN_SwiGLU)
+    """
+
+    def __init__(self, dim: int, hidden_dim: int):
+        super().__init__()
+        self.gate = torch.nn.Linear(dim, hidden_dim, bias=False)
+        self.up = torch.nn.Linear(dim, hidden_dim, bias=False)
+        self.down = torch.nn.Linear(hidden_dim, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(swiglu(self.gate(x), self.up(x)))

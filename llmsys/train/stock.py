@@ -1,0 +1,69 @@
+"""The same training step written with stock PyTorch alone: the baseline of `llmsys train --compare`."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from llmsys.nn import MLP, RMSNorm
+from llmsys.train.config import TrainConfig
+from llmsys.train.step import Engine
+from llmsys.train.trainer import build_model, decay_groups
+
+
+class StockRMSNorm(RMSNorm):
+    def forward(self, x: Tensor, residual: Tensor | None = None):  # type: ignore[override]
+        if residual is None:
+            return F.rms_norm(x, self.normalized_shape, self.weight, self.eps)
+        total = x + residual
+        return F.rms_norm(total, self.normalized_shape, self.weight, self.eps), total
+
+
+class StockMLP(MLP):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.silu(self.gate(x)) * self.up(x))
+
+
+class StockAdamW(torch.optim.AdamW):
+    """torch's fused AdamW; weights of lower precision get float32 masters by copies."""
+
+    def __init__(self, groups: list[dict[str, Any]], **settings: Any):
+        self.weights = [weight for group in groups for weight in group["params"]]
+        masters = {
+            weight: weight if weight.dtype == torch.float32 else weight.detach().float() for weight in self.weights
+        }
+        self.masters = list(masters.values())
+        super().__init__(
+            [group | {"params": [masters[weight] for weight in group["params"]]} for group in groups],
+            fused=True,
+            **settings,
+        )
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None, *, grad_scale: None = None) -> Any:
+        for master, weight in zip(self.masters, self.weights, strict=True):
+            if master is not weight:
+                master.grad, weight.grad = weight.grad.float(), None
+        result = super().step(closure)
+        for master, weight in zip(self.masters, self.weights, strict=True):
+            if master is not weight:
+                weight.copy_(master)
+        return result
+
+
+def clip(parameters: Iterable[Tensor], max_norm: float) -> tuple[Tensor, None]:
+    """Scale the gradients in place; nothing is left for the step to scale."""
+    return torch.nn.utils.clip_grad_norm_(parameters, max_norm), None
+
+
+def stock(config: TrainConfig, dtype: torch.dtype) -> Engine:
+    """The model of `trainer.fused`, weight for weight, on PyTorch's own functions."""
+    model = build_model(config, dtype)
+    classes = {RMSNorm: StockRMSNorm, MLP: StockMLP}
+    for module in model.modules():
+        module.__class__ = classes.get(type(module), type(module))
+    c = config.optimizer
+    optimizer = StockAdamW(decay_groups(model, c.weight_decay), lr=c.lr, betas=(c.beta1, c.beta2), eps=c.eps)
+    return Engine(model, optimizer, clip)
