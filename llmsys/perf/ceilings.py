@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from types import ModuleType
 
 import torch
@@ -17,6 +18,7 @@ from llmsys import env
 from llmsys.perf.timer import last_level_cache_bytes
 
 TRIES = 10
+NATIVE_BLOCK_BYTES = 65536  # csrc/memory.h: what the native kernels move is a multiple of it
 GEMM_SHAPES = ((512, 512, 512), (1024, 1024, 1024), (1024, 2048, 1024), (2048, 1024, 512))  # (M, N, K)
 GEMM_SHAPES_CUDA = ((4096, 4096, 4096), (8192, 8192, 8192), (8192, 8192, 4096))
 
@@ -31,10 +33,27 @@ class Bandwidth:
     ways: dict[str, float]  # every way tried, such as "copy: libc memmove"
 
 
-@cache
 def bandwidth(device: str = "cpu") -> Bandwidth:
     """Read, write and copy bandwidth between main memory and registers, over buffers of four last-level caches."""
-    num_bytes = max(4 * last_level_cache_bytes(device), 64 << 20) // 64 * 64
+    return _bandwidth(device)
+
+
+def gemm_rate(dtype: torch.dtype, device: str = "cpu") -> float:
+    """Floating-point operations per second of `torch.mm` in `dtype`, the best over a few shapes.
+
+    The first shape decides the layout of the second factor for the rest: with bfloat16 on a CPU without bfloat16
+    instructions, a transposed factor was 12 times quicker than a contiguous one (torch 2.13, AMD Zen 3).
+
+    Errors     ValueError if dtype is not of floating point
+    """
+    if not dtype.is_floating_point:
+        raise ValueError(f"llmsys.perf.gemm_rate: dtype {dtype}, expected a floating-point dtype")
+    return _gemm_rate(dtype, device)
+
+
+@cache
+def _bandwidth(device: str) -> Bandwidth:
+    num_bytes = max(4 * last_level_cache_bytes(device), 64 << 20) // NATIVE_BLOCK_BYTES * NATIVE_BLOCK_BYTES
     source = torch.ones(num_bytes // 4, device=device)
     target = torch.ones_like(source)
     works = _torch_ways(source, target)
@@ -47,14 +66,7 @@ def bandwidth(device: str = "cpu") -> Bandwidth:
 
 
 @cache
-def gemm_rate(dtype: torch.dtype, device: str = "cpu") -> float:
-    """Floating-point operations per second of `torch.mm` in `dtype`, the best over a few shapes.
-
-    The first shape decides the layout of the second factor for the rest: with bfloat16 on a CPU without bfloat16
-    instructions, a transposed factor was 12 times quicker than a contiguous one (torch 2.13, AMD Zen 3).
-    """
-    if not dtype.is_floating_point:
-        raise ValueError(f"llmsys.perf.gemm_rate: dtype {dtype}, expected a floating-point dtype")
+def _gemm_rate(dtype: torch.dtype, device: str) -> float:
     shapes = GEMM_SHAPES if device == "cpu" else GEMM_SHAPES_CUDA
 
     def rate(m: int, n: int, k: int, transposed: bool) -> float:
@@ -95,24 +107,20 @@ def _libc_ways(source: torch.Tensor, target: torch.Tensor) -> dict[str, Callable
 
 
 def _native_ways(source: torch.Tensor, target: torch.Tensor) -> dict[str, Callable[[], object]]:
-    """Streaming kernels of `_C`, which bypass the caches on the way out; none where `_C` is not built."""
+    """Streaming kernels of `_C`, which write past the caches; none where `_C` is not built."""
     cpu = _native_cpu()
     if cpu is None:
         return {}
-    read_from, write_to, num_bytes = source.data_ptr(), target.data_ptr(), source.nbytes
+    here, there, num_bytes, stream = source.data_ptr(), target.data_ptr(), source.nbytes, 0
     return {
-        "read: native": lambda: cpu.memory_read(read_from, num_bytes),
-        "write: native": lambda: cpu.memory_write(write_to, num_bytes),
-        "copy: native": lambda: cpu.memory_copy(write_to, read_from, num_bytes),
+        "read: native": lambda: cpu.memory_traffic(here, 0, num_bytes, stream),
+        "write: native": lambda: cpu.memory_traffic(0, there, num_bytes, stream),
+        "copy: native": lambda: cpu.memory_traffic(here, there, num_bytes, stream),
     }
 
 
 def _native_cpu() -> ModuleType | None:
-    if not env.has("llmsys._C"):
-        return None
-    from llmsys import _C
-
-    return _C.cpu
+    return getattr(import_module("llmsys._C"), "cpu", None) if env.has("llmsys._C") else None
 
 
 def _best_s(work: Callable[[], object], device: str, budget_s: float = 1.0) -> float:

@@ -10,11 +10,11 @@ def small(monkeypatch):
     monkeypatch.setattr(ceilings, "last_level_cache_bytes", lambda device: 1 << 20)
     monkeypatch.setattr(ceilings, "TRIES", 2)
     monkeypatch.setattr(ceilings, "GEMM_SHAPES", ((64, 64, 64), (32, 64, 128)))
-    ceilings.bandwidth.cache_clear()
-    ceilings.gemm_rate.cache_clear()
+    ceilings._bandwidth.cache_clear()
+    ceilings._gemm_rate.cache_clear()
     yield
-    ceilings.bandwidth.cache_clear()
-    ceilings.gemm_rate.cache_clear()
+    ceilings._bandwidth.cache_clear()
+    ceilings._gemm_rate.cache_clear()
 
 
 def test_bandwidth_is_the_best_way_and_cached(small):
@@ -38,7 +38,7 @@ def test_libc_ways_touch_every_byte():
 
 @pytest.mark.skipif(ceilings._native_cpu() is None, reason="llmsys._C is not built")
 def test_native_copy_touches_every_byte():
-    source = torch.randint(0, 255, (1_000_003,), dtype=torch.uint8)
+    source = torch.randint(0, 255, (3 * ceilings.NATIVE_BLOCK_BYTES,), dtype=torch.uint8)
     target = torch.zeros_like(source)
     ceilings._native_ways(source, target)["copy: native"]()
     assert torch.equal(source, target)

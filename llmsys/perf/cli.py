@@ -1,0 +1,122 @@
+"""`llmsys bench`: run the benchmarks of a source checkout."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from llmsys.perf import ceilings, report
+
+app = typer.Typer(help="Measure this machine and the library on it.", no_args_is_help=True)
+
+
+@app.callback()
+def bench() -> None:
+    """Measure this machine and the library on it."""
+
+
+@app.command()
+def ops(
+    op: Annotated[list[str] | None, typer.Option(help="An op to measure, repeatable. Default: all.")] = None,
+    bars: Annotated[
+        bool, typer.Option("--bars", help="Measure what the bars need; print each with its figure.")
+    ] = False,
+    shape: Annotated[list[str] | None, typer.Option(help="Only this shape, such as 4096x4096.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16 instead of each case's own.")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    budget: Annotated[float, typer.Option(help="Seconds to spend on the rounds of one case.")] = 4.0,
+    json: Annotated[Path | None, typer.Option(help="Write the record here.")] = None,
+    record: Annotated[bool, typer.Option("--record", help="Write it to benchmarks/records too.")] = False,
+) -> None:
+    """Time ops against the machine's ceilings and against others. Exit code 1 if any result is wrong."""
+    suite = Suite()
+    names = op or suite.names()
+    unknown = [name for name in names if name not in suite.names()]
+    if unknown:
+        raise typer.BadParameter(f"{', '.join(unknown)}, expected any of {', '.join(suite.names())}", param_hint="--op")
+    environment = report.environment(report.command_line())
+    console = Console()
+    rows: list[report.Row] = []
+    for name in names:
+        console.print(f"[dim]{name} …[/dim]", highlight=False)
+        rows += suite.run(name, bars, _shapes(shape), dtype, device, budget)
+    console.print(report.rows_table(rows))
+    verdicts = [suite.bars.judge(bar, rows) for bar in suite.bars.BARS if bar.op in names] if bars else []
+    if verdicts:
+        console.print(suite.bars.table(verdicts))
+    measured = ceilings.bandwidth(device)
+    console.print(
+        f"{environment['machine']['cpu']}, {environment['machine']['threads']} threads, torch {environment['torch']}: "
+        f"read {measured.read / 1e9:.1f}, write {measured.write / 1e9:.1f}, copy {measured.copy / 1e9:.1f} GB/s"
+    )
+    content = report.record(
+        environment,
+        rows,
+        suite="bars" if bars else "ops",
+        bandwidth_bytes_per_s={"read": measured.read, "write": measured.write, "copy": measured.copy, **measured.ways},
+        bars=[suite.bars.as_record(verdict) for verdict in verdicts],
+    )
+    for path in _paths(content, json, record):
+        report.write_record(path, content)
+        console.print(f"wrote {path}")
+    if any(row.correct is False for row in rows):
+        raise typer.Exit(1)
+
+
+class Suite:
+    """The benchmarks of this checkout, which are not part of the installed package."""
+
+    def __init__(self) -> None:
+        self.folder = report.CHECKOUT / "benchmarks"
+        if not (self.folder / "harness.py").exists():
+            raise typer.BadParameter(
+                f"llmsys.perf.bench: no benchmarks at {self.folder}, expected a source checkout; "
+                "clone the repository and run `pip install -e .` in it"
+            )
+        if str(report.CHECKOUT) not in sys.path:
+            sys.path.insert(0, str(report.CHECKOUT))
+        self.bars: ModuleType = import_module("benchmarks.bars")
+
+    def names(self) -> list[str]:
+        return sorted(path.stem.removeprefix("bench_") for path in (self.folder / "ops").glob("bench_*.py"))
+
+    def run(
+        self,
+        name: str,
+        bars: bool,
+        shapes: Sequence[tuple[int, ...]],
+        dtype: str | None,
+        device: str,
+        budget_s: float,
+    ) -> list[report.Row]:
+        bench: Any = import_module(f"benchmarks.ops.bench_{name}").BENCH
+        plan = self.bars.plan(name) if bars else list(dict.fromkeys([*bench.plan, *self.bars.plan(name)]))
+        if shapes:
+            plan = [replace(case, shape=shape) for shape in shapes for case in plan]
+        if dtype:
+            plan = [replace(case, dtype=dtype) for case in plan]
+        return bench.run(list(dict.fromkeys(plan)), device=device, budget_s=budget_s)
+
+
+def _shapes(texts: list[str] | None) -> list[tuple[int, ...]]:
+    shapes = []
+    for text in texts or []:
+        sizes = text.lower().split("x")
+        if not all(size.isdecimal() and int(size) > 0 for size in sizes):
+            raise typer.BadParameter(f"{text!r}, expected positive sizes such as 4096x4096", param_hint="--shape")
+        shapes.append(tuple(int(size) for size in sizes))
+    return shapes
+
+
+def _paths(content: dict[str, Any], json: Path | None, record: bool) -> list[Path]:
+    paths = [json] if json else []
+    if record:
+        name = f"{content['date'][:10]}-{content['suite']}.json"
+        paths.append(report.CHECKOUT / "benchmarks" / "records" / report.machine_name(content) / name)
+    return paths
