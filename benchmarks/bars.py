@@ -45,10 +45,11 @@ class Bar:
 
     @property
     def subject(self) -> str:
-        """The case in words."""
+        """The case in words; bfloat16 goes without saying."""
         case = self.case
+        dtype = "" if case.dtype == "bfloat16" else case.dtype
         sizes = "×".join(f"{size:,}" if size > 99999 else str(size) for size in case.shape)
-        return " ".join(filter(None, (self.op, self.impl, case.mode, case.direction, sizes, case.dtype)))
+        return " ".join(filter(None, (self.op, self.impl, case.mode, case.direction, sizes, dtype)))
 
 
 @dataclass(frozen=True)

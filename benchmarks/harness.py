@@ -152,7 +152,7 @@ def _enter_ready(contest: Contest, op: Op, args: tuple, peers: Sequence[Peer], d
     sets = [(convert(args), convert(out)) for _ in range(contest.num_sets)]
 
     for name, implementation in op.implementations.items():
-        reason = cannot_time(name) or implementation.why_not(*forward_view(op, args, direction))
+        reason = cannot_time(name) or implementation.reason(device, forward_view(op, args, direction))
         if reason:
             contest.implementations[name] = reason
             continue
@@ -237,7 +237,7 @@ def backward_args(op: Op, args: tuple) -> tuple:
 
 
 def forward_view(op: Op, args: tuple, direction: str) -> tuple:
-    """`args` as `why_not` wants them: a forward's; a backward lends its first gradient for what it does not keep."""
+    """Forward arguments as an implementation is asked about; a backward's first gradient stands in for missing ones."""
     if direction == "forward":
         return args
     known = dict(zip(op.backward_schema.names, args, strict=True))

@@ -11,6 +11,7 @@ from llmsys.ops._native import DTYPES
 from llmsys.ops.rms_norm import cases
 
 import llmsys
+from benchmarks.correctness import fault
 from benchmarks.harness import Bench, Case, Contest
 from llmsys import _C
 
@@ -30,13 +31,12 @@ def contest(way: str, case: Case, device: str) -> Contest:
         torch.compiler.reset()
         ours = torch.compile(lambda x, weight: llmsys.rms_norm(x, weight), fullgraph=True)
         theirs = torch.compile(lambda x, shape, weight, eps: F.rms_norm(x, shape, weight, eps), fullgraph=True)
-    torch.testing.assert_close(ours(x, weight), F.rms_norm(x, weight.shape, weight, EPS))
-    return Contest(
-        "dispatch",
-        case,
-        implementations={way: lambda index: ours(x, weight)},
-        peers={"raw binding": raw, "F.rms_norm": lambda index: theirs(x, weight.shape, weight, EPS)},
-    )
+    peers = {"raw binding": raw, "F.rms_norm": lambda index: theirs(x, weight.shape, weight, EPS)}
+    entered = Contest("dispatch", case, peers=peers)
+    with llmsys.use(rms_norm="reference"):
+        expected, exact = llmsys.rms_norm(x, weight), llmsys.rms_norm(x.double(), weight.double())
+    entered.enter(way, lambda index: ours(x, weight), fault(ours(x, weight), expected, exact, "forward"))
+    return entered
 
 
 def raw_call(x: torch.Tensor, weight: torch.Tensor) -> Callable[[int], object]:
@@ -46,7 +46,8 @@ def raw_call(x: torch.Tensor, weight: torch.Tensor) -> Callable[[int], object]:
     addresses = (x.data_ptr(), 0, weight.data_ptr(), 0, y.data_ptr(), rstd.data_ptr())
     arguments = (*addresses, rows, dim, dim, 0, EPS, 0.0, dtype, dtype, 0)
     kernel = _C.cpu.rms_norm_forward
-    return lambda index: kernel(*arguments)
+    kept_alive = (x, weight, y, rstd)
+    return lambda index, kept_alive=kept_alive: kernel(*arguments)
 
 
 BENCH = Bench(

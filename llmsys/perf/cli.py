@@ -41,7 +41,7 @@ def ops(
     if unknown:
         raise typer.BadParameter(f"{', '.join(unknown)}, expected any of {', '.join(suite.names())}", param_hint="--op")
     environment = report.environment(report.command_line())
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 160)
     rows: list[report.Row] = []
     for name in names:
         console.print(f"[dim]{name} …[/dim]", highlight=False)

@@ -115,36 +115,36 @@ def read_record(path: Path) -> tuple[dict[str, Any], list[Row]]:
 
 
 def rows_table(rows: Sequence[Row]) -> "Table":
-    """Rows as a table: time, rate, share of the ceiling, and how many times longer each peer takes."""
+    """Rows by case: time, rate, share of the ceiling, and how many times longer each peer takes."""
     from rich.table import Table
 
-    peers = list(dict.fromkeys(name for row in rows for name in row.peers))
-    table = Table(caption="peer columns: peer's time / ours, above 1 is faster here; % of copy bandwidth of this run")
-    for heading in ("op", "implementation", "mode", "direction", "shape", "dtype", "caches"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("µs", "quartiles", "GB/s", "%", *peers):
-        table.add_column(heading, justify="right")
+    reasons = {f"{name}: {reason}" for row in rows for name, reason in row.peers_why_not.items()}
+    table = Table(
+        title="Median µs (quartiles); % of the copy bandwidth of this run; peers: their time over ours",
+        caption="; ".join(sorted(reasons)),
+    )
+    for heading in ("case", "implementation"):
+        table.add_column(heading)
+    for heading in ("µs", "GB/s", "%"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("peers", overflow="fold")
+    previous = None
     for row in rows:
         shape = "×".join(map(str, row.shape))
-        head = [row.op, row.impl, row.mode, row.direction, shape, row.dtype, row.caches]
+        case = f"{row.op} {row.mode} {row.direction} {shape} {row.dtype} {row.caches}"
+        if case != previous:
+            table.add_section()
+        head = ["" if case == previous else case, row.impl]
+        previous = case
         if row.median_s is None or row.quartiles_s is None:
-            table.add_row(*head, "–", row.why_not)
+            table.add_row(*head, "–", "", "", row.why_not)
             continue
-        quartiles = "–".join(f"{1e6 * s:.1f}" for s in row.quartiles_s)
-        percent = "" if row.ceiling_percent is None else f"{row.ceiling_percent:.0f}"
+        first, third = (f"{1e6 * seconds:.1f}" for seconds in row.quartiles_s)
         rate = f"{row.bytes / row.median_s / 1e9:.1f}" if row.bytes else ""
-        ratios = [_ratio(row, name) for name in peers]
-        table.add_row(*head, f"{1e6 * row.median_s:.1f}", quartiles, rate, percent, *ratios)
+        share = "" if row.ceiling_percent is None else f"{row.ceiling_percent:.0f}"
+        ratios = [f"{name} {s / row.median_s:.2f}" for name, s in row.peers.items() if s is not None]
+        table.add_row(*head, f"{1e6 * row.median_s:.1f} ({first}–{third})", rate, share, ", ".join(ratios))
     return table
-
-
-def _ratio(row: Row, peer: str) -> str:
-    if peer not in row.peers:
-        return ""
-    seconds = row.peers[peer]
-    if seconds is None or row.median_s is None:
-        return row.peers_why_not.get(peer, "")
-    return f"{seconds / row.median_s:.2f}"
 
 
 def _cpu_field(name: str) -> str:

@@ -81,7 +81,7 @@ def test_readme_table(tmp_path):
     report.write_record(tmp_path / "r.json", content)
     marked = "before\n<!-- bars: r.json -->\nold\n<!-- /bars -->\nafter\n"
     text = readme.rendered(marked, tmp_path)
-    assert "| rms_norm ready forward 4096×4096 bfloat16 | ≥ 80 % of copy bandwidth | 81.00 | met |" in text
+    assert "| rms_norm ready forward 4096×4096 | ≥ 80 % of copy bandwidth | 81.00 | met |" in text
     assert "not measured" in text and "old" not in text
     assert "0123456789ab with uncommitted changes" in text and "21.0 GB/s" in text
     assert text.startswith("before\n<!-- bars: r.json -->") and text.endswith("<!-- /bars -->\nafter\n")
