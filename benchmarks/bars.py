@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-from benchmarks.harness import Case
+from benchmarks.contest import Case
 from llmsys.perf.report import Row
 
 
@@ -127,7 +127,7 @@ BARS = (
     Bar("dispatch", Case("public", "forward", (16, 64), caches="warm"), "extra_us", 5, "raw binding", "no autograd"),
     Bar("dispatch", Case("public", "forward", (16, 64), caches="warm"), "extra_us", 10, "raw binding", "autograd"),
     *(
-        Bar(op, Case("ready", direction, (4096, 4096)), "times", 0.5, "cpu", "cpu:avx2", "AVX-512")
+        Bar(op, Case("ready", direction, (4096, 4096)), "times", 0.5, "cpu", "cpu[avx2]", "AVX-512")
         for op in ("rms_norm", "swiglu")
         for direction in ("forward", "backward")
     ),

@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import pytest
 
-from benchmarks.harness import rotating
+from benchmarks.contest import rotating
 
 
 def pytest_configure(config):

@@ -1,9 +1,8 @@
 """`llmsys.add_rms_norm` against PyTorch and whatever else is installed."""
 
-from llmsys.ops.add_rms_norm import OP, cases
-
 from benchmarks import peers
 from benchmarks.harness import bench_op
+from llmsys.ops.add_rms_norm import OP, cases
 
 BENCH = bench_op(OP, cases, peers.ADD_RMS_NORM)
 

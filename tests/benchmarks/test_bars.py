@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks import bars, readme
 from benchmarks.bars import Bar, judge
-from benchmarks.harness import Case
+from benchmarks.contest import Case
 from llmsys.perf import report
 
 CASE = Case("ready", "forward", (4096, 4096))
@@ -27,7 +27,7 @@ def bar(measure, target, than="", impl="", needs=""):
         (bar("percent", 82), 81.0, False),
         (bar("times", 4, "eager"), 5.0, True),
         (bar("times", 6, "eager"), 5.0, False),
-        (bar("times", 0.5, "cpu", "cpu:avx2"), 0.25, False),
+        (bar("times", 0.5, "cpu", "cpu[avx2]"), 0.25, False),
         (bar("extra_us", 3, "close"), 2.0, True),
         (bar("extra_us", 1, "close"), 2.0, False),
     ],
@@ -36,7 +36,7 @@ def test_judge(asked, figure, met):
     rows = [
         row("triton", median_s=None, quartiles_s=None, ceiling_percent=None, why_not="no GPU"),
         row("cpu", peers={"eager": 10e-3, "close": 1.998e-3}),
-        row("cpu:avx2", median_s=8e-3),
+        row("cpu[avx2]", median_s=8e-3),
         row("cpu", Case("ready", "forward", (1, 1)), ceiling_percent=1.0),
     ]
     verdict = judge(asked, rows)
@@ -47,7 +47,7 @@ def test_judge(asked, figure, met):
     "asked, reason",
     [
         (bar("times", 1, "liger"), "liger: not installed"),
-        (bar("times", 0.5, "cpu", "cpu:avx2", "AVX-512"), "needs AVX-512"),
+        (bar("times", 0.5, "cpu", "cpu[avx2]", "AVX-512"), "needs AVX-512"),
         (Bar("rms_norm", Case("ready", "forward", (1, 1)), "percent", 80), "not measured"),
         (Bar("swiglu", CASE, "percent", 80), "not measured"),
     ],
