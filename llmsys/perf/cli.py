@@ -13,6 +13,8 @@ from rich.console import Console
 
 from llmsys.perf import ceilings, report
 
+DTYPES = ("float32", "bfloat16", "float16")
+
 app = typer.Typer(help="Measure this machine and the library on it.", no_args_is_help=True)
 
 
@@ -36,16 +38,20 @@ def ops(
 ) -> None:
     """Time ops against the machine's ceilings and against others. Exit code 1 if any result is wrong."""
     suite = Suite()
-    names = op or suite.names()
+    names, shapes = op or suite.names(), _shapes(shape)
     unknown = [name for name in names if name not in suite.names()]
     if unknown:
         raise typer.BadParameter(f"{', '.join(unknown)}, expected any of {', '.join(suite.names())}", param_hint="--op")
+    if dtype not in (None, *DTYPES):
+        raise typer.BadParameter(f"{dtype!r}, expected float32, bfloat16 or float16", param_hint="--dtype")
     environment = report.environment(report.command_line())
     console = Console(width=None if sys.stdout.isatty() else 160)
+    if report.busy(environment):
+        console.print(f"[yellow]This machine is busy (load {environment['load']}): times are noise.[/yellow]")
     rows: list[report.Row] = []
     for name in names:
         console.print(f"[dim]{name} …[/dim]", highlight=False)
-        rows += suite.run(name, bars, _shapes(shape), dtype, device, budget)
+        rows += suite.run(name, bars, shapes, dtype, device, budget)
     console.print(report.rows_table(rows))
     verdicts = [suite.bars.judge(bar, rows) for bar in suite.bars.BARS if bar.op in names] if bars else []
     if verdicts:

@@ -1,6 +1,7 @@
 """Benchmark rows, the record they are kept in, and the tables they are shown as."""
 
 import json
+import os
 import platform
 import re
 import shutil
@@ -70,8 +71,14 @@ def environment(command: Sequence[str] = ()) -> dict[str, Any]:
         "commit": commit,
         "dirty": dirty,
         "command": list(command),
+        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def busy(environment: dict[str, Any]) -> bool:
+    """Whether other processes kept more than a quarter of a core at work in the minute before the measurement."""
+    return (environment["load"] or 0) > 0.25
 
 
 def machine_name(environment: dict[str, Any]) -> str:
