@@ -107,6 +107,18 @@ def _flash_attn_swiglu():
     return swiglu
 
 
+def _deepspeed_adamw():
+    from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+    return partial(DeepSpeedCPUAdam, adamw_mode=True)
+
+
+def _apex_adamw():
+    from apex.optimizers import FusedAdam
+
+    return partial(FusedAdam, adam_w_mode=True)
+
+
 RMS_NORM = (
     *torch_peers(_rms_norm),
     Peer("liger", _liger_rms_norm, "liger_kernel", "cuda"),
@@ -122,4 +134,11 @@ SWIGLU = (
     *torch_peers(_swiglu),
     Peer("liger", _liger_swiglu, "liger_kernel", "cuda"),
     Peer("flash-attn", _flash_attn_swiglu, "flash_attn.ops.activations", "cuda"),
+)
+# Here `build()` gives what makes an optimizer of parameters and options.
+ADAMW = (
+    Peer("torch fused", lambda: partial(torch.optim.AdamW, fused=True)),
+    Peer("torch default", lambda: torch.optim.AdamW),
+    Peer("deepspeed", _deepspeed_adamw, "deepspeed", "cpu"),
+    Peer("apex", _apex_adamw, "apex.optimizers", "cuda"),
 )
