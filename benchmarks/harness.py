@@ -19,6 +19,7 @@ from benchmarks.gate import copied, fault_of, fault_of_out, same_bits, tensors, 
 from benchmarks.peers import Peer
 from llmsys import _C, env
 from llmsys.ops._op import Op
+from llmsys.perf.ceilings import copier
 from llmsys.perf.timer import sets_for_cold_caches
 
 WAYS = (("ready", "forward"), ("ready", "backward"), ("public", "forward"), ("public", "forward+backward"))
@@ -51,13 +52,15 @@ def op_contest(op: Op, cases: ModuleType, peers: Sequence[Peer], case: Case, dev
 
 
 def _enter_implementations(contest: Contest, op: Op, args: tuple, gate: Callable, device: str) -> None:
-    """Each implementation by name, into outputs that exist; the CPU's under each instruction set of this machine."""
+    """Each implementation by name, into outputs that exist, beside a copy; the CPU's under each instruction set."""
     case = contest.case
     if case.direction == "backward":
         args = backward_args(op, args)
     out = large_results(getattr(op.implementations["reference"], case.direction)(*args), args)
     contest.num_sets = num_sets(case, (args, out), device)
     sets = [(copied(args), copied(out)) for _ in range(contest.num_sets)]
+    copy = copier(contest.bytes, device)
+    contest.peers["copy of as many bytes"] = lambda index: copy()
     for name, implementation in op.implementations.items():
         reason = cannot_time(name) or implementation.reason(device, forward_view(op, args, case.direction))
         if reason:

@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from llmsys.ops.adamw import OP, cases
 
 import llmsys
 from benchmarks import peers
@@ -17,6 +16,7 @@ from benchmarks.contest import Bench, Case, Contest
 from benchmarks.gate import copied, same_bits, tensors
 from benchmarks.harness import cannot_time
 from llmsys.ops import _verify
+from llmsys.ops.adamw import OP, cases
 
 BLOCK = [(512, 512)] * 4 + [(1536, 512)] * 2 + [(512, 1536)] + [(512,)] * 2
 SHAPES = [(32000, 512), *BLOCK * 5, (512,)]

@@ -51,6 +51,15 @@ def gemm_rate(dtype: torch.dtype, device: str = "cpu") -> float:
     return _gemm_rate(dtype, device)
 
 
+def copier(num_bytes: int, device: str = "cpu") -> Callable[[], object]:
+    """A copy that moves `num_bytes` in all, half read and half written: native where that is built, else torch's."""
+    half = -(-num_bytes // 2 // NATIVE_BLOCK_BYTES) * NATIVE_BLOCK_BYTES
+    source = torch.ones(half, dtype=torch.uint8, device=device)
+    target = torch.ones_like(source)
+    ways = _torch_ways(source, target) | (_native_ways(source, target) if device == "cpu" else {})
+    return ways.get("copy: native", ways["copy: torch copy_"])
+
+
 @cache
 def _bandwidth(device: str) -> Bandwidth:
     num_bytes = max(4 * last_level_cache_bytes(device), 64 << 20) // NATIVE_BLOCK_BYTES * NATIVE_BLOCK_BYTES
@@ -111,11 +120,11 @@ def _native_ways(source: torch.Tensor, target: torch.Tensor) -> dict[str, Callab
     cpu = _native_cpu()
     if cpu is None:
         return {}
-    here, there, num_bytes, stream = source.data_ptr(), target.data_ptr(), source.nbytes, 0
+    num_bytes, stream = source.nbytes, 0
     return {
-        "read: native": lambda: cpu.memory_traffic(here, 0, num_bytes, stream),
-        "write: native": lambda: cpu.memory_traffic(0, there, num_bytes, stream),
-        "copy: native": lambda: cpu.memory_traffic(here, there, num_bytes, stream),
+        "read: native": lambda: cpu.memory_traffic(source.data_ptr(), 0, num_bytes, stream),
+        "write: native": lambda: cpu.memory_traffic(0, target.data_ptr(), num_bytes, stream),
+        "copy: native": lambda: cpu.memory_traffic(source.data_ptr(), target.data_ptr(), num_bytes, stream),
     }
 
 

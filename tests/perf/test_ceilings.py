@@ -44,6 +44,13 @@ def test_native_copy_touches_every_byte():
     assert torch.equal(source, target)
 
 
+def test_copier_owns_its_buffers():
+    copy = ceilings.copier(3 << 20)
+    others = [torch.zeros(3 << 19, dtype=torch.uint8) for _ in range(8)]
+    copy()
+    assert not any(other.any() for other in others), "it must not write where memory has a new owner"
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gemm_rate(small, dtype):
     assert 1e6 < ceilings.gemm_rate(dtype) < 1e15
