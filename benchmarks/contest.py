@@ -21,7 +21,7 @@ class Case:
     caches: str = "cold"
 
     def __str__(self) -> str:
-        return f"{self.mode} {self.direction} {'×'.join(map(str, self.shape))} {self.dtype}"
+        return f"{self.mode} {self.direction} {'x'.join(map(str, self.shape))} {self.dtype}"
 
 
 @dataclass
