@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 import llmsys
-from benchmarks.contest import Bench, Case, Contest
+from benchmarks.contest import COPY, Bench, Case, Contest
 from benchmarks.gate import copied, fault_of, fault_of_out, same_bits, tensors, under
 from benchmarks.peers import Peer
 from llmsys import _C, env
@@ -59,8 +59,8 @@ def _enter_implementations(contest: Contest, op: Op, args: tuple, gate: Callable
     out = large_results(getattr(op.implementations["reference"], case.direction)(*args), args)
     contest.num_sets = num_sets(case, (args, out), device)
     sets = [(copied(args), copied(out)) for _ in range(contest.num_sets)]
-    copy = copier(contest.bytes, device)
-    contest.peers["copy of as many bytes"] = lambda index: copy()
+    copies = [copier(contest.bytes, device) for _ in range(sets_for_cold_caches(contest.bytes, device))]
+    contest.peers[COPY] = lambda index: copies[index % len(copies)]()
     for name, implementation in op.implementations.items():
         reason = cannot_time(name) or implementation.reason(device, forward_view(op, args, case.direction))
         if reason:

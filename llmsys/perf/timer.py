@@ -8,13 +8,15 @@ left the caches by the time its turn comes again.
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 Timed = Callable[[int], object]
+Name = TypeVar("Name", bound=Hashable)
 
 MIN_SAMPLE_NS = 50_000  # a clock read costs about 50 ns: one thousandth of a sample
 
@@ -39,7 +41,7 @@ class Timing:
 
 
 def time_interleaved(
-    calls: Mapping[str, Timed],
+    calls: Mapping[Name, Timed],
     *,
     num_sets: int = 1,
     device: torch.device | str = "cpu",
@@ -47,7 +49,7 @@ def time_interleaved(
     min_rounds: int = 5,
     warmup: int = 2,
     budget_s: float = 4.0,
-) -> dict[str, Timing]:
+) -> dict[Name, Timing]:
     """Time every callable in `calls` once per round; each call gets the next buffer set in rotation.
 
     Stops after `rounds` rounds, or once `budget_s` seconds are spent and `min_rounds` are done. Calls shorter than
@@ -76,7 +78,7 @@ def time_interleaved(
         quickest_s = min(sample(call, 1) for _ in range(warmup + 1))
         repeats[name] = max(1, -(-MIN_SAMPLE_NS // max(1, int(quickest_s * 1e9))))
     names = list(calls)
-    samples: dict[str, list[float]] = {name: [] for name in names}
+    samples: dict[Name, list[float]] = {name: [] for name in names}
     started = time.perf_counter()
     for done in range(rounds):
         if done >= min_rounds and time.perf_counter() - started > budget_s:

@@ -11,6 +11,7 @@ from benchmarks.contest import Case
 from benchmarks.peers import Peer, torch_peers
 from llmsys import _C
 from llmsys.ops._op import Impl, Op
+from llmsys.perf.timer import Timing
 
 SHAPE = (8, 32)
 
@@ -98,7 +99,7 @@ def test_ready(direction, dtype):
     for name in ("cpu", "reference", *narrower):
         row = rows[name]
         assert row.correct and row.median_s > 0 and row.quartiles_s[0] <= row.median_s <= row.quartiles_s[1]
-        assert row.ceiling_percent == pytest.approx(100 * row.bytes / 1e9 / row.median_s)
+        assert row.peers[contest.COPY] > 0 and row.ceiling_percent <= 100 * row.bytes / 1e9 / row.median_s
     assert rows["cpu"].bytes == (2 if direction == "forward" else 3) * 256 * getattr(torch, dtype).itemsize
 
 
@@ -131,6 +132,17 @@ def test_warm_case_has_one_set_and_no_ceiling():
     warm = harness.op_contest(OP, CASES, PEERS, Case("public", "forward", SHAPE, caches="warm"))
     assert warm.num_sets == 1
     assert contest.time_contest(warm, budget_s=0.01)[0].ceiling_percent is None
+
+
+@pytest.mark.parametrize("copy_s, ceiling", [(1e-3, 2e9), (4e-3, 1e9)])
+def test_ceiling_is_the_best_copy_of_run_and_rounds(monkeypatch, copy_s, ceiling):
+    seconds = {("impl", "cpu"): 4e-3, ("peer", contest.COPY): copy_s}
+    timings = {name: Timing((value, 2 * value, 2 * value)) for name, value in seconds.items()}
+    monkeypatch.setattr(contest, "time_interleaved", lambda calls, **options: timings)
+    entered = contest.Contest("bench_probe", Case("ready", "forward", SHAPE), bytes=2_000_000)
+    entered.implementations["cpu"] = entered.peers[contest.COPY] = lambda index: None
+    (row,) = contest.time_contest(entered)
+    assert row.ceiling_percent == pytest.approx(100 * (2_000_000 / ceiling) / 8e-3)
 
 
 def test_default_plan_is_every_way_of_every_large_shape():
