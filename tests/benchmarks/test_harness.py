@@ -99,7 +99,7 @@ def test_ready(direction, dtype):
     for name in ("cpu", "reference", *narrower):
         row = rows[name]
         assert row.correct and row.median_s > 0 and row.quartiles_s[0] <= row.median_s <= row.quartiles_s[1]
-        assert row.peers[contest.COPY] > 0 and row.ceiling_percent <= 100 * row.bytes / 1e9 / row.median_s
+        assert row.peers[contest.COPY] > 0 and 0 < row.ceiling_percent < 100.1 * row.bytes / 1e9 / row.median_s
     assert rows["cpu"].bytes == (2 if direction == "forward" else 3) * 256 * getattr(torch, dtype).itemsize
 
 
