@@ -21,11 +21,12 @@ def fault_of(
     dtype: str,
     device: str = "cpu",
     isa: str | None = None,
+    **variant: Any,
 ) -> str | None:
     """None when every result and gradient is right by the rule of the tests, else which is not, and by how much."""
     if implementation == "reference":  # the rule is made of it
         return None
-    check = partial(verify, op, cases, implementation, shape, getattr(torch, dtype), device=device)
+    check = partial(verify, op, cases, implementation, shape, getattr(torch, dtype), device=device, **variant)
     verdicts = under(isa, check)() if isa else check()
     return "; ".join(str(verdict) for verdict in verdicts if not verdict.right) or None
 

@@ -15,16 +15,11 @@ from llmsys.perf import ceilings, report
 
 DTYPES = ("float32", "bfloat16", "float16")
 
-app = typer.Typer(help="Measure this machine and the library on it.", no_args_is_help=True)
+SUITES = ("ops",)
 
 
-@app.callback()
-def bench() -> None:
-    """Measure this machine and the library on it."""
-
-
-@app.command()
-def ops(
+def bench(
+    suite: Annotated[str, typer.Argument(help="What to measure: ops.")],
     op: Annotated[list[str] | None, typer.Option(help="An op to measure, repeatable. Default: all.")] = None,
     bars: Annotated[
         bool, typer.Option("--bars", help="Measure what the bars need; print each with its figure.")
@@ -36,14 +31,19 @@ def ops(
     json: Annotated[Path | None, typer.Option(help="Write the record here.")] = None,
     record: Annotated[bool, typer.Option("--record", help="Write it to benchmarks/records too.")] = False,
 ) -> None:
-    """Time ops against the machine's ceilings and against others. Exit code 1 if any result is wrong."""
-    suite = Suite()
-    names, shapes = op or suite.names(), _shapes(shape)
-    unknown = [name for name in names if name not in suite.names()]
-    if unknown:
-        raise typer.BadParameter(f"{', '.join(unknown)}, expected any of {', '.join(suite.names())}", param_hint="--op")
+    """Time ops against the machine's ceilings and against others. Exit code 1 if any result is wrong.
+
+    Errors     ValueError for an option that names nothing; RuntimeError outside a source checkout
+    """
+    if suite not in SUITES:
+        raise ValueError(f"llmsys.perf.bench: suite {suite!r}, expected one of {', '.join(SUITES)}")
     if dtype not in (None, *DTYPES):
-        raise typer.BadParameter(f"{dtype!r}, expected float32, bfloat16 or float16", param_hint="--dtype")
+        raise ValueError(f"llmsys.perf.bench: --dtype {dtype}, expected one of {', '.join(DTYPES)}")
+    checkout = Checkout()
+    names, shapes = op or checkout.ops(), [_shape(text) for text in shape or []]
+    for name in names:
+        if name not in checkout.ops():
+            raise ValueError(f"llmsys.perf.bench: --op {name}, expected one of {', '.join(checkout.ops())}")
     environment = report.environment(report.command_line())
     console = Console(width=None if sys.stdout.isatty() else 160)
     if report.busy(environment):
@@ -51,11 +51,11 @@ def ops(
     rows: list[report.Row] = []
     for name in names:
         console.print(f"[dim]{name} …[/dim]", highlight=False)
-        rows += suite.run(name, bars, shapes, dtype, device, budget)
+        rows += checkout.run(name, bars, shapes, dtype, device, budget)
     console.print(report.rows_table(rows))
-    verdicts = [suite.bars.judge(bar, rows) for bar in suite.bars.BARS if bar.op in names] if bars else []
+    verdicts = [checkout.bars.judge(bar, rows) for bar in checkout.bars.BARS if bar.op in names] if bars else []
     if verdicts:
-        console.print(suite.bars.table(verdicts))
+        console.print(checkout.bars.table(verdicts))
     measured = ceilings.bandwidth(device)
     console.print(
         f"{environment['machine']['cpu']}, {environment['machine']['threads']} threads, torch {environment['torch']}: "
@@ -64,9 +64,9 @@ def ops(
     content = report.record(
         environment,
         rows,
-        suite="bars" if bars else "ops",
+        suite="bars" if bars else suite,
         bandwidth_bytes_per_s={"read": measured.read, "write": measured.write, "copy": measured.copy, **measured.ways},
-        bars=[suite.bars.as_record(verdict) for verdict in verdicts],
+        bars=[checkout.bars.as_record(verdict) for verdict in verdicts],
     )
     for path in _paths(content, json, record):
         report.write_record(path, content)
@@ -75,13 +75,13 @@ def ops(
         raise typer.Exit(1)
 
 
-class Suite:
+class Checkout:
     """The benchmarks of this checkout, which are not part of the installed package."""
 
     def __init__(self) -> None:
         self.folder = report.CHECKOUT / "benchmarks"
         if not (self.folder / "harness.py").exists():
-            raise typer.BadParameter(
+            raise RuntimeError(
                 f"llmsys.perf.bench: no benchmarks at {self.folder}, expected a source checkout; "
                 "clone the repository and run `pip install -e .` in it"
             )
@@ -89,7 +89,7 @@ class Suite:
             sys.path.insert(0, str(report.CHECKOUT))
         self.bars: ModuleType = import_module("benchmarks.bars")
 
-    def names(self) -> list[str]:
+    def ops(self) -> list[str]:
         return sorted(path.stem.removeprefix("bench_") for path in (self.folder / "ops").glob("bench_*.py"))
 
     def run(
@@ -110,14 +110,11 @@ class Suite:
         return bench.run(list(dict.fromkeys(plan)), device=device, budget_s=budget_s)
 
 
-def _shapes(texts: list[str] | None) -> list[tuple[int, ...]]:
-    shapes = []
-    for text in texts or []:
-        sizes = text.lower().split("x")
-        if not all(size.isdecimal() and int(size) > 0 for size in sizes):
-            raise typer.BadParameter(f"{text!r}, expected positive sizes such as 4096x4096", param_hint="--shape")
-        shapes.append(tuple(int(size) for size in sizes))
-    return shapes
+def _shape(text: str) -> tuple[int, ...]:
+    sizes = text.lower().split("x")
+    if not all(size.isdecimal() and int(size) > 0 for size in sizes):
+        raise ValueError(f"llmsys.perf.bench: --shape {text}, expected positive sizes such as 4096x4096")
+    return tuple(int(size) for size in sizes)
 
 
 def _paths(content: dict[str, Any], json: Path | None, record: bool) -> list[Path]:

@@ -121,6 +121,13 @@ def read_record(path: Path) -> tuple[dict[str, Any], list[Row]]:
     return content, rows
 
 
+def sizes(shape: Sequence[int]) -> str:
+    """`4096×4096`; the many sizes of an op over lists as `33.6 M in 16 tensors`."""
+    if len(shape) > 4:
+        return f"{sum(shape) / 1e6:.1f} M in {len(shape)} tensors"
+    return "×".join(map(str, shape))
+
+
 def rows_table(rows: Sequence[Row]) -> "Table":
     """Rows by case: time, rate, share of the ceiling, and how many times longer each peer takes."""
     from rich.table import Table
@@ -137,8 +144,7 @@ def rows_table(rows: Sequence[Row]) -> "Table":
     table.add_column("peers", overflow="fold")
     previous = None
     for row in rows:
-        shape = "×".join(map(str, row.shape))
-        case = f"{row.op} {row.mode} {row.direction} {shape} {row.dtype} {row.caches}"
+        case = f"{row.op} {row.mode} {row.direction} {sizes(row.shape)} {row.dtype} {row.caches}"
         if case != previous:
             table.add_section()
         head = ["" if case == previous else case, row.impl]

@@ -67,6 +67,11 @@ def test_table_shows_ratios_reasons_and_no_number_for_red():
     assert "µs" not in red_line and "0.0" not in red_line
 
 
+def test_sizes_in_words():
+    assert report.sizes((8192, 1024)) == "8192×1024"
+    assert report.sizes((1 << 22, 1 << 11) * 8) == "33.6 M in 16 tensors"
+
+
 def test_record_is_plain_json(tmp_path):
     path = tmp_path / "record.json"
     report.write_record(path, report.record(report.environment(), [ROW]))
