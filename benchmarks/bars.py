@@ -1,0 +1,163 @@
+"""What the library promises of its speed, as data: each bar with the case that shows it and the figure to reach."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table
+
+from benchmarks.contest import Case
+from llmsys.perf.report import Row, sizes
+
+
+@dataclass(frozen=True)
+class Bar:
+    """`measure` of the op's first implementation that was timed, held against `target`.
+
+    percent      share of the ceiling, at least the target
+    times        how many times longer `than` takes, at least the target; `than` is a peer, or another implementation
+    extra_us     microseconds more than `than` takes, at most the target
+    """
+
+    op: str
+    case: Case
+    measure: str
+    target: float
+    than: str = ""
+    impl: str = ""  # of this implementation instead of the first
+    needs: str = ""  # what a machine must have to show it
+
+    @property
+    def at_least(self) -> bool:
+        return self.measure in ("percent", "times")
+
+    @property
+    def unit(self) -> str:
+        return {
+            "percent": "% of copy bandwidth",
+            "times": f"× as fast as {self.than}",
+            "extra_us": f"µs more than {self.than}",
+        }[self.measure]
+
+    @property
+    def promise(self) -> str:
+        return f"{'≥' if self.at_least else '≤'} {self.target:g} {self.unit}"
+
+    @property
+    def subject(self) -> str:
+        """The case in words; bfloat16 goes without saying."""
+        case = self.case
+        dtype = "" if case.dtype == "bfloat16" else case.dtype
+        return " ".join(filter(None, (self.op, self.impl, case.mode, case.direction, sizes(case.shape), dtype)))
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A bar beside its measured figure; None with the reason where it could not be measured."""
+
+    bar: Bar
+    figure: float | None
+    why_not: str | None = None
+
+    @property
+    def met(self) -> bool | None:
+        if self.figure is None:
+            return None
+        return self.figure >= self.bar.target if self.bar.at_least else self.figure <= self.bar.target
+
+
+def judge(bar: Bar, rows: Sequence[Row]) -> Verdict:
+    """The figure of `bar` among `rows`."""
+    group = [row for row in rows if row.op == bar.op and case_of(row) == bar.case]
+    timed = {row.impl: row for row in group if row.median_s is not None}
+    row = timed.get(bar.impl) if bar.impl else next(iter(timed.values()), None)
+    if row is None or row.median_s is None:
+        reasons = [f"{row.impl}: {row.why_not}" for row in group if bar.impl in ("", row.impl) and row.why_not]
+        return Verdict(bar, None, "; ".join(reasons) or bar.needs and f"needs {bar.needs}" or "not measured")
+    if bar.measure == "percent":
+        return Verdict(bar, row.ceiling_percent)
+    other_s = timed[bar.than].median_s if bar.than in timed else row.peers.get(bar.than)
+    if other_s is None:
+        return Verdict(bar, None, f"{bar.than}: {row.peers_why_not.get(bar.than, 'not on this machine')}")
+    return Verdict(bar, other_s / row.median_s if bar.measure == "times" else 1e6 * (row.median_s - other_s))
+
+
+def case_of(row: Row) -> Case:
+    return Case(row.mode, row.direction, row.shape, row.dtype, row.caches)
+
+
+def plan(op: str) -> list[Case]:
+    """The cases that the bars of `op` need, each once."""
+    return list(dict.fromkeys(bar.case for bar in BARS if bar.op == op))
+
+
+def _ready(op: str, direction: str, percent: float) -> Bar:
+    return Bar(op, Case("ready", direction, (4096, 4096)), "percent", percent)
+
+
+def _public(op: str, direction: str, shape: tuple[int, ...], times: float, than: str) -> Bar:
+    return Bar(op, Case("public", direction, shape), "times", times, than)
+
+
+def _warm(shape: tuple[int, ...]) -> Case:
+    return Case("public", "forward", shape, caches="warm")
+
+
+DIRECTIONS = ("forward", "forward+backward")
+SMALL = ((16, 64), (16, 1024), (32, 1024))  # 2, 32 and 64 KiB of bfloat16
+PARAMETERS = (1 << 22, 1 << 11) * 8  # 33.6 million in 16 tensors
+
+BARS = (
+    _ready("rms_norm", "forward", 80),
+    _ready("rms_norm", "backward", 65),
+    *(
+        _public("rms_norm", direction, shape, times, than)
+        for shape in ((2048, 2048), (8192, 1024))
+        for direction in DIRECTIONS
+        for times, than in ((4, "eager"), (1.4, "torch.compile"))
+    ),
+    *(Bar("rms_norm", _warm(shape), "times", 1, "eager") for shape in SMALL),
+    _ready("swiglu", "forward", 80),
+    _ready("swiglu", "backward", 70),
+    *(_public("swiglu", direction, (2048, 2048), 1.4, "torch.compile") for direction in DIRECTIONS),
+    *(Bar("swiglu", _warm(shape), "extra_us", 3, "eager") for shape in SMALL),
+    Bar("adamw", Case("public", "step", PARAMETERS, "float32"), "times", 1, "torch fused"),
+    Bar("adamw", Case("public", "clip+step+copy", PARAMETERS, "bfloat16"), "times", 1.5, "torch clip, fused, copy"),
+    Bar("dispatch", Case("public", "forward", (16, 64), caches="warm"), "extra_us", 5, "raw binding", "no autograd"),
+    Bar("dispatch", Case("public", "forward", (16, 64), caches="warm"), "extra_us", 10, "raw binding", "autograd"),
+    *(
+        Bar(op, Case("ready", direction, (4096, 4096)), "times", 0.5, "cpu", "cpu[avx2]", "AVX-512")
+        for op in ("rms_norm", "swiglu")
+        for direction in ("forward", "backward")
+    ),
+)
+
+
+def table(verdicts: Sequence[Verdict]) -> Table:
+    """Every bar with its figure, and whether it is met."""
+    shown = Table(title="Bars")
+    for heading in ("what", "bar", "measured", ""):
+        shown.add_column(heading, no_wrap=heading != "measured")
+    for verdict in verdicts:
+        shown.add_row(verdict.bar.subject, verdict.bar.promise, measured(verdict), status(verdict))
+    return shown
+
+
+def measured(verdict: Verdict) -> str:
+    return f"{verdict.figure:.2f}" if verdict.figure is not None else f"not measured: {verdict.why_not}"
+
+
+def status(verdict: Verdict) -> str:
+    return {True: "met", False: "missed", None: "–"}[verdict.met]
+
+
+def as_record(verdict: Verdict) -> dict[str, Any]:
+    bar = verdict.bar
+    return {
+        "subject": bar.subject,
+        "promise": bar.promise,
+        "measured": measured(verdict),
+        "status": status(verdict),
+        "figure": verdict.figure,
+        "target": bar.target,
+    }

@@ -1,0 +1,71 @@
+"""The gate before the clock: what is wrong gets no time."""
+
+from collections.abc import Callable
+from functools import cache, partial
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from llmsys import _C
+from llmsys.ops._op import Op
+from llmsys.ops._verify import verify
+
+
+@cache
+def fault_of(
+    op: Op,
+    cases: ModuleType,
+    implementation: str,
+    shape: tuple[int, ...],
+    dtype: str,
+    device: str = "cpu",
+    isa: str | None = None,
+    **variant: Any,
+) -> str | None:
+    """None when every result and gradient is right by the rule of the tests, else which is not, and by how much."""
+    if implementation == "reference":  # the rule is made of it
+        return None
+    check = partial(verify, op, cases, implementation, shape, getattr(torch, dtype), device=device, **variant)
+    verdicts = under(isa, check)() if isa else check()
+    return "; ".join(str(verdict) for verdict in verdicts if not verdict.right) or None
+
+
+def fault_of_out(run: Callable, args: tuple, out: Any) -> str | None:
+    """None when `run` writes into `out`, filled with NaN before, the same bits that it returns without."""
+    for tensor in tensors(out):
+        tensor.fill_(float("nan"))
+    into, fresh = run(*args, out=out), run(*args)
+    return None if same_bits(into, fresh) else "out= gets other bits than a fresh result"
+
+
+def same_bits(some: Any, others: Any) -> bool:
+    return all(torch.equal(one, other) for one, other in zip(tensors(some), tensors(others), strict=True))
+
+
+def tensors(value: Any) -> list[torch.Tensor]:
+    """The tensors inside nested tuples and lists, in order."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    return [tensor for item in value for tensor in tensors(item)] if isinstance(value, (tuple, list)) else []
+
+
+def copied(value: Any, requires_grad: bool = False) -> Any:
+    """A copy of nested tensors, in the same nest."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone().requires_grad_(requires_grad)
+    return type(value)(copied(item, requires_grad) for item in value) if isinstance(value, (tuple, list)) else value
+
+
+def under(isa: str, run: Callable) -> Callable:
+    """`run` with the CPU kernels of `isa`; the instruction set in use comes back after each call."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        used = _C.cpu.isa()
+        _C.cpu.select_isa(isa)
+        try:
+            return run(*args, **kwargs)
+        finally:
+            _C.cpu.select_isa(used)
+
+    return call

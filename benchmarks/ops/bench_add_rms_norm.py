@@ -1,0 +1,11 @@
+"""`llmsys.add_rms_norm` against PyTorch and whatever else is installed."""
+
+from benchmarks import peers
+from benchmarks.harness import bench_op
+from llmsys.ops.add_rms_norm import OP, cases
+
+BENCH = bench_op(OP, cases, peers.ADD_RMS_NORM)
+
+
+def test_add_rms_norm(benchmark, contestant):
+    benchmark(contestant)

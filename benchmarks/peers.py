@@ -1,0 +1,144 @@
+"""Other people's implementations of the same ops. One that cannot run is listed with the reason, never dropped."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+
+from llmsys import env
+
+
+@dataclass(frozen=True)
+class Peer:
+    """`build()` gives a differentiable function with the op's forward arguments; it needs `package`."""
+
+    name: str
+    build: Callable[[], Callable]
+    package: str = "torch"
+    needs: str = "any"  # "cuda": runs on a GPU only; "cpu": on the CPU only
+
+    def why_not(self, device: str) -> str | None:
+        """None when it can run on `device`, else one short reason."""
+        if not all(env.has(prefix) for prefix in _prefixes(self.package)):
+            return "not installed"
+        if self.needs not in ("any", torch.device(device).type):
+            return f"runs on {self.needs} only"
+        if self.name == "torch.compile":
+            return _compiler_missing(device)
+        return None
+
+
+def _prefixes(package: str) -> list[str]:
+    """`a.b` as a, a.b: each is looked for inside the one before."""
+    parts = package.split(".")
+    return [".".join(parts[: i + 1]) for i in range(len(parts))]
+
+
+def _compiler_missing(device: str) -> str | None:
+    if torch.device(device).type == "cpu":
+        found = any(shutil.which(name) for name in ("c++", "g++", "clang++"))
+        return None if found else "no C++ compiler found"
+    return None if env.has("triton") else "triton is not installed"
+
+
+def torch_peers(function: Callable) -> tuple[Peer, Peer]:
+    """PyTorch eager and compiled."""
+    compiled = partial(torch.compile, function, fullgraph=True, dynamic=False)
+    return Peer("eager", lambda: function), Peer("torch.compile", compiled)
+
+
+def _rms_norm(x, weight, eps, weight_offset):
+    return F.rms_norm(x, weight.shape, weight + weight_offset if weight_offset else weight, eps)
+
+
+def _add_rms_norm(x, residual, weight, eps, weight_offset):
+    total = x + residual
+    return _rms_norm(total, weight, eps, weight_offset), total
+
+
+def _swiglu(gate, up):
+    return F.silu(gate) * up
+
+
+def _liger_rms_norm():
+    from liger_kernel.transformers.functional import liger_rms_norm
+
+    return lambda x, weight, eps, weight_offset: liger_rms_norm(x, weight, eps, weight_offset, in_place=False)
+
+
+def _liger_add_rms_norm():
+    from liger_kernel.transformers.functional import liger_fused_add_rms_norm as fused
+
+    return lambda x, residual, weight, eps, offset: fused(x, residual, weight, eps, offset, in_place=False)
+
+
+def _liger_swiglu():
+    from liger_kernel.transformers.functional import liger_swiglu
+
+    return liger_swiglu
+
+
+def _apex_rms_norm():
+    from apex.normalization.fused_layer_norm import fused_rms_norm_affine
+
+    return lambda x, weight, eps, weight_offset: fused_rms_norm_affine(x, weight, weight.shape, eps)
+
+
+def _flash_attn_rms_norm():
+    from flash_attn.ops.triton.layer_norm import rms_norm_fn
+
+    return lambda x, weight, eps, weight_offset: rms_norm_fn(x, weight, None, eps=eps)
+
+
+def _flash_attn_add_rms_norm():
+    from flash_attn.ops.triton.layer_norm import rms_norm_fn
+
+    return lambda x, residual, weight, eps, weight_offset: rms_norm_fn(
+        x, weight, None, residual=residual, eps=eps, prenorm=True
+    )
+
+
+def _flash_attn_swiglu():
+    from flash_attn.ops.activations import swiglu
+
+    return swiglu
+
+
+def _deepspeed_adamw():
+    from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+    return partial(DeepSpeedCPUAdam, adamw_mode=True)
+
+
+def _apex_adamw():
+    from apex.optimizers import FusedAdam
+
+    return partial(FusedAdam, adam_w_mode=True)
+
+
+RMS_NORM = (
+    *torch_peers(_rms_norm),
+    Peer("liger", _liger_rms_norm, "liger_kernel", "cuda"),
+    Peer("apex", _apex_rms_norm, "apex.normalization", "cuda"),
+    Peer("flash-attn", _flash_attn_rms_norm, "flash_attn.ops.triton", "cuda"),
+)
+ADD_RMS_NORM = (
+    *torch_peers(_add_rms_norm),
+    Peer("liger", _liger_add_rms_norm, "liger_kernel", "cuda"),
+    Peer("flash-attn", _flash_attn_add_rms_norm, "flash_attn.ops.triton", "cuda"),
+)
+SWIGLU = (
+    *torch_peers(_swiglu),
+    Peer("liger", _liger_swiglu, "liger_kernel", "cuda"),
+    Peer("flash-attn", _flash_attn_swiglu, "flash_attn.ops.activations", "cuda"),
+)
+# Here `build()` gives what makes an optimizer of parameters and options.
+ADAMW = (
+    Peer("torch fused", lambda: partial(torch.optim.AdamW, fused=True)),
+    Peer("torch default", lambda: torch.optim.AdamW),
+    Peer("deepspeed", _deepspeed_adamw, "deepspeed", "cpu"),
+    Peer("apex", _apex_adamw, "apex.optimizers", "cuda"),
+)

@@ -1,0 +1,125 @@
+"""`llmsys bench`: run the benchmarks of a source checkout."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from llmsys.perf import ceilings, report
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+SUITES = ("ops",)
+
+
+def bench(
+    suite: Annotated[str, typer.Argument(help="What to measure: ops.")],
+    op: Annotated[list[str] | None, typer.Option(help="An op to measure, repeatable. Default: all.")] = None,
+    bars: Annotated[
+        bool, typer.Option("--bars", help="Measure what the bars need; print each with its figure.")
+    ] = False,
+    shape: Annotated[list[str] | None, typer.Option(help="Only this shape, such as 4096x4096.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16 instead of each case's own.")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    budget: Annotated[float, typer.Option(help="Seconds to spend on the rounds of one case.")] = 4.0,
+    json: Annotated[Path | None, typer.Option(help="Write the record here.")] = None,
+    record: Annotated[bool, typer.Option("--record", help="Write it to benchmarks/records too.")] = False,
+) -> None:
+    """Time ops against the machine's ceilings and against others. Exit code 1 if any result is wrong.
+
+    Errors     ValueError for an option that names nothing; RuntimeError outside a source checkout
+    """
+    if suite not in SUITES:
+        raise ValueError(f"llmsys.perf.bench: suite {suite!r}, expected one of {', '.join(SUITES)}")
+    if dtype not in (None, *DTYPES):
+        raise ValueError(f"llmsys.perf.bench: --dtype {dtype}, expected one of {', '.join(DTYPES)}")
+    checkout = Checkout()
+    names, shapes = op or checkout.ops(), [_shape(text) for text in shape or []]
+    for name in names:
+        if name not in checkout.ops():
+            raise ValueError(f"llmsys.perf.bench: --op {name}, expected one of {', '.join(checkout.ops())}")
+    environment = report.environment(report.command_line())
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    if report.busy(environment):
+        console.print(f"[yellow]This machine is busy (load {environment['load']}): times are noise.[/yellow]")
+    rows: list[report.Row] = []
+    for name in names:
+        console.print(f"[dim]{name} …[/dim]", highlight=False)
+        rows += checkout.run(name, bars, shapes, dtype, device, budget)
+    console.print(report.rows_table(rows))
+    verdicts = [checkout.bars.judge(bar, rows) for bar in checkout.bars.BARS if bar.op in names] if bars else []
+    if verdicts:
+        console.print(checkout.bars.table(verdicts))
+    measured = ceilings.bandwidth(device)
+    console.print(
+        f"{environment['machine']['cpu']}, {environment['machine']['threads']} threads, torch {environment['torch']}: "
+        f"read {measured.read / 1e9:.1f}, write {measured.write / 1e9:.1f}, copy {measured.copy / 1e9:.1f} GB/s"
+    )
+    content = report.record(
+        environment,
+        rows,
+        suite="bars" if bars else suite,
+        bandwidth_bytes_per_s={"read": measured.read, "write": measured.write, "copy": measured.copy, **measured.ways},
+        bars=[checkout.bars.as_record(verdict) for verdict in verdicts],
+    )
+    for path in _paths(content, json, record):
+        report.write_record(path, content)
+        console.print(f"wrote {path}")
+    if any(row.correct is False for row in rows):
+        raise typer.Exit(1)
+
+
+class Checkout:
+    """The benchmarks of this checkout, which are not part of the installed package."""
+
+    def __init__(self) -> None:
+        self.folder = report.CHECKOUT / "benchmarks"
+        if not (self.folder / "harness.py").exists():
+            raise RuntimeError(
+                f"llmsys.perf.bench: no benchmarks at {self.folder}, expected a source checkout; "
+                "clone the repository and run `pip install -e .` in it"
+            )
+        if str(report.CHECKOUT) not in sys.path:
+            sys.path.insert(0, str(report.CHECKOUT))
+        self.bars: ModuleType = import_module("benchmarks.bars")
+
+    def ops(self) -> list[str]:
+        return sorted(path.stem.removeprefix("bench_") for path in (self.folder / "ops").glob("bench_*.py"))
+
+    def run(
+        self,
+        name: str,
+        bars: bool,
+        shapes: Sequence[tuple[int, ...]],
+        dtype: str | None,
+        device: str,
+        budget_s: float,
+    ) -> list[report.Row]:
+        bench: Any = import_module(f"benchmarks.ops.bench_{name}").BENCH
+        plan = self.bars.plan(name) if bars else list(dict.fromkeys([*bench.plan, *self.bars.plan(name)]))
+        if shapes:
+            plan = [replace(case, shape=shape) for shape in shapes for case in plan]
+        if dtype:
+            plan = [replace(case, dtype=dtype) for case in plan]
+        return bench.run(list(dict.fromkeys(plan)), device=device, budget_s=budget_s)
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    sizes = text.lower().split("x")
+    if not all(size.isdecimal() and int(size) > 0 for size in sizes):
+        raise ValueError(f"llmsys.perf.bench: --shape {text}, expected positive sizes such as 4096x4096")
+    return tuple(int(size) for size in sizes)
+
+
+def _paths(content: dict[str, Any], json: Path | None, record: bool) -> list[Path]:
+    paths = [json] if json else []
+    if record:
+        name = f"{content['date'][:10]}-{content['suite']}.json"
+        paths.append(report.CHECKOUT / "benchmarks" / "records" / report.machine_name(content) / name)
+    return paths

@@ -1,0 +1,78 @@
+import json
+import subprocess
+
+import pytest
+from rich.console import Console
+
+from llmsys.perf import report
+
+ROW = report.Row(
+    op="rms_norm", impl="cpu", mode="ready", direction="forward", shape=(16, 64), dtype="bfloat16", caches="cold",
+    median_s=2e-6, quartiles_s=(1e-6, 3e-6), rounds=9, bytes=4096, flops=4096, ceiling_percent=50.0,
+    peers={"eager": 5e-6, "apex": None}, peers_why_not={"apex": "not installed"}, correct=True,
+)  # fmt: skip
+RED = report.Row(
+    op="rms_norm", impl="triton", mode="ready", direction="forward", shape=(16, 64), dtype="bfloat16", caches="cold",
+    correct=False, why_not="wrong: y error 1.0, allowed 0.1",
+)  # fmt: skip
+
+
+def rendered(table):
+    console = Console(width=300)
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get()
+
+
+def test_record_round_trip(tmp_path):
+    path = tmp_path / "machine" / "record.json"
+    report.write_record(path, report.record(report.environment(["llmsys", "bench"]), [ROW, RED], suite="ops"))
+    content, rows = report.read_record(path)
+    assert rows == [ROW, RED]
+    assert content["suite"] == "ops" and content["command"] == ["llmsys", "bench"]
+    issue_fields = {"op", "impl", "direction", "shape", "dtype", "median_s", "quartiles_s", "bytes", "flops"}
+    assert issue_fields | {"ceiling_percent", "peers"} <= set(content["rows"][0])
+
+
+def test_environment_names_machine_and_commit():
+    environment = report.environment()
+    assert environment["machine"]["threads"] >= 1 and environment["machine"]["cpu"]
+    assert report.machine_name(environment).replace("-", "").isalnum()
+    if (report.CHECKOUT / ".git").exists():
+        head = ["git", "-C", str(report.CHECKOUT), "rev-parse", "HEAD"]
+        assert environment["commit"] == subprocess.run(head, capture_output=True, text=True).stdout.strip()
+        assert environment["dirty"] in (True, False)
+
+
+def test_outside_a_checkout_there_is_no_commit(monkeypatch, tmp_path):
+    monkeypatch.setattr(report, "CHECKOUT", tmp_path)
+    environment = report.environment()
+    assert environment["commit"] is None and environment["dirty"] is None
+
+
+@pytest.mark.parametrize(
+    "text, message", [("{", "is not JSON"), ('{"format": 99}', "format 99"), ("[]", "format None")]
+)
+def test_foreign_record(tmp_path, text, message):
+    path = tmp_path / "record.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        report.read_record(path)
+
+
+def test_table_shows_ratios_reasons_and_no_number_for_red():
+    text = rendered(report.rows_table([ROW, RED]))
+    assert "2.50" in text and "not installed" in text and "wrong: y error" in text
+    red_line = next(line for line in text.splitlines() if "triton" in line)
+    assert "µs" not in red_line and "0.0" not in red_line
+
+
+def test_sizes_in_words():
+    assert report.sizes((8192, 1024)) == "8192×1024"
+    assert report.sizes((1 << 22, 1 << 11) * 8) == "33.6 M in 16 tensors"
+
+
+def test_record_is_plain_json(tmp_path):
+    path = tmp_path / "record.json"
+    report.write_record(path, report.record(report.environment(), [ROW]))
+    assert json.loads(path.read_text())["rows"][0]["shape"] == [16, 64]
