@@ -11,6 +11,8 @@ SURFACE = {
     "add_rms_norm": "(x, residual, weight, eps=1e-06, *, weight_offset=0.0, out=None)",
     "explain": "(op, *args)",
     "rms_norm": "(x, weight, eps=1e-06, *, weight_offset=0.0, out=None)",
+    "rope": "(x, cos, sin, *, interleaved=False, out=None)",
+    "rope_tables": "(positions, dim, *, base=10000.0, device=None)",
     "swiglu": "(gate, up, *, out=None)",
     "use": "(**implementations)",
 }

@@ -5,8 +5,9 @@ from llmsys.ops import _op
 from llmsys.ops._op import Explanation, explain, use
 from llmsys.ops.add_rms_norm import add_rms_norm
 from llmsys.ops.rms_norm import rms_norm
+from llmsys.ops.rope import rope, rope_tables
 from llmsys.ops.swiglu import swiglu
 
-__all__ = ["Explanation", "add_rms_norm", "explain", "rms_norm", "swiglu", "use"]
+__all__ = ["Explanation", "add_rms_norm", "explain", "rms_norm", "rope", "rope_tables", "swiglu", "use"]
 
 _op.check_forced(env.forced_implementations())

@@ -118,6 +118,7 @@ class Op:
         self._candidates = _Candidates(implementations)
         self._explained: set[str] = set()
         self._tensors = [i for i, argument in enumerate(self.forward_schema.arguments) if argument.type == "Tensor"]
+        self.differentiable: list[int] = []  # the arguments that get a gradient
         _ops[name] = self
         self._define_node()
         if self.backward_schema:
@@ -218,6 +219,7 @@ class Op:
         # For each argument of the forward: which result of the backward is its gradient.
         received = {name: i for i, name in enumerate(backward.results)}
         self._gradient_of = [received.get(shared_gradients.get(name, f"d{name}")) for name in forward.names]
+        self.differentiable = [i for i, gradient in enumerate(self._gradient_of) if gradient is not None]
         # Past Function.apply's own wrapper, a third of its cost: that is for functorch, which __call__ has ruled out.
         function = type(self.name, (_Function,), {})
         self._record = super(torch.autograd.Function, function).apply  # type: ignore[misc]
