@@ -5,7 +5,8 @@ import sys
 
 from llmsys import env
 
-COMMANDS = {"train": "llmsys.train.command"}  # name → module with a function of that name
+# name → the module that has a function of that name
+COMMANDS = {"bench": "llmsys.perf.cli", "doctor": "llmsys.doctor", "train": "llmsys.train.command"}
 
 
 def main() -> None:

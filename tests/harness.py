@@ -20,7 +20,7 @@ import torch
 from llmsys import _C
 from llmsys.ops._cases import random
 from llmsys.ops._op import Op, use
-from llmsys.ops._verify import run, verify
+from llmsys.ops._verify import leaves, run, verify
 from tests import simt
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -148,19 +148,20 @@ def _accurate(op: Op, cases: ModuleType, runner: Runner, dtype: torch.dtype) -> 
 
 def _any_layout(op: Op, cases: ModuleType, runner: Runner, dtype: torch.dtype) -> None:
     for layout in LAYOUTS.values():
-        for shape in ((3, 7), (5, 16), (2, 3, 15), (4, 3, 33)):
+        for shape in shapes(cases, (3, 7), (5, 16), (2, 3, 15), (4, 3, 33)):
             _right(op, cases, runner, shape, dtype, layout=layout)
 
 
 def _partial_gradients(op: Op, cases: ModuleType, runner: Runner, dtype: torch.dtype) -> None:
     """Gradients that arrive at one of several results."""
+    (shape,) = shapes(cases, (5, 33))
     for only in range(op.num_public):
-        _right(op, cases, runner, (5, 33), dtype, only=only)
+        _right(op, cases, runner, shape, dtype, only=only)
 
 
 def _stays_inside(op: Op, cases: ModuleType, runner: Runner, dtype: torch.dtype) -> None:
     """Nothing outside a buffer is written, all of each output is, and inputs stay as they were."""
-    for shape in ((1, 1), (3, 7), (5, 16), (4, 33), (70, 5)):
+    for shape in shapes(cases, (1, 1), (3, 7), (5, 16), (4, 33), (70, 5)):
         args = cases.inputs(shape, dtype, _device(runner.implementation))
         before = [arg.clone() if isinstance(arg, torch.Tensor) else arg for arg in args]
         plain = list(run(op, runner.implementation, args, 0, dtype))
@@ -174,7 +175,8 @@ def _stays_inside(op: Op, cases: ModuleType, runner: Runner, dtype: torch.dtype)
 
 def _writes_out(op: Op, cases: ModuleType, runner: Runner, dtype: torch.dtype) -> None:
     """out= receives what would have been returned, without a gradient."""
-    args = cases.inputs((5, 33), dtype, _device(runner.implementation))
+    (shape,) = shapes(cases, (5, 33))
+    args = cases.inputs(shape, dtype, _device(runner.implementation))
     with use(**{op.name: runner.implementation}), torch.no_grad():
         expected = op(*args)
         many = isinstance(expected, tuple)
@@ -188,21 +190,23 @@ def _writes_out(op: Op, cases: ModuleType, runner: Runner, dtype: torch.dtype) -
 
 
 def _keeps_special_values(op: Op, cases: ModuleType, runner: Runner, dtype: torch.dtype) -> None:
-    """NaN and infinities come out where the reference has them."""
+    """NaN and infinities in tensors of the case's shape come out where the reference has them."""
+    (shape,) = shapes(cases, (7, 33))
 
     def poisoned(tensor: torch.Tensor) -> torch.Tensor:
         tensor = tensor.clone()
-        if tensor.dim() > 1:
+        if tensor.shape == shape:
             for row, value in enumerate((float("nan"), float("inf"), float("-inf"), torch.finfo(dtype).max, 0.0)):
-                tensor[row, 3] = value
+                tensor.view(-1, shape[-1])[row, 3] = value
         return tensor
 
-    _right(op, cases, runner, (7, 33), dtype, layout=poisoned)
+    _right(op, cases, runner, shape, dtype, layout=poisoned)
 
 
 def _repeats(op: Op, cases: ModuleType, runner: Runner, dtype: torch.dtype) -> None:
     """The same bits on a second run, and with another number of threads."""
-    args = cases.inputs((130, 264), dtype, _device(runner.implementation))
+    (shape,) = shapes(cases, (130, 264))
+    args = cases.inputs(shape, dtype, _device(runner.implementation))
     first = list(run(op, runner.implementation, args, 0, dtype))
     threads = torch.get_num_threads()
     try:
@@ -230,32 +234,31 @@ _KINDS = {
 
 def _gradcheck(op: Op, cases: ModuleType) -> None:
     """The reference's gradient, and its gradient's, against finite differences."""
-    args = cases.inputs((2, 5), torch.float64)
-    leaves = [arg.requires_grad_() if isinstance(arg, torch.Tensor) else arg for arg in args]
-    assert torch.autograd.gradcheck(op, leaves)
-    assert torch.autograd.gradgradcheck(op, leaves)
+    (shape,) = shapes(cases, (2, 5))
+    args = leaves(op, cases.inputs(shape, torch.float64))
+    assert torch.autograd.gradcheck(op, args)
+    assert torch.autograd.gradgradcheck(op, args)
 
 
 def _opcheck(op: Op, cases: ModuleType) -> None:
     """Schema, fake tensors, autograd registration and tracing of the torch.library node."""
+    (shape,) = shapes(cases, (4, 9))
     for dtype in (torch.float32, torch.bfloat16):
         for layout in (contiguous, transposed):
-            args = cases.inputs((4, 9), dtype)
-            leaves = [layout(arg).requires_grad_() if isinstance(arg, torch.Tensor) else arg for arg in args]
-            torch.library.opcheck(op.node, tuple(leaves))
+            args = [layout(arg) if isinstance(arg, torch.Tensor) else arg for arg in cases.inputs(shape, dtype)]
+            torch.library.opcheck(op.node, leaves(op, tuple(args)))
 
 
 def _compiles(op: Op, cases: ModuleType) -> None:
     """torch.compile(fullgraph=True) gives the eager results and gradients, for a second shape too."""
     compiled = torch.compile(lambda *args: op(*args), fullgraph=True, dynamic=True)
-    for shape in ((4, 33), (6, 17)):
-        args = cases.inputs(shape, torch.float32)
+    for shape in shapes(cases, (4, 33), (6, 17)):
         outcomes = []
         for function in (op, compiled):
-            leaves = [arg.detach().requires_grad_() if isinstance(arg, torch.Tensor) else arg for arg in args]
-            results = function(*leaves)
+            args = leaves(op, cases.inputs(shape, torch.float32))
+            results = function(*args)
             results = results if isinstance(results, tuple) else (results,)
-            tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+            tensors = [args[i] for i in op.differentiable]
             given = [random(i, "cpu", (tuple(r.shape), r.dtype))[0] for i, r in enumerate(results)]
             outcomes.append([*results, *torch.autograd.grad(results, tensors, given)])
         for eager, traced in zip(*outcomes, strict=True):
@@ -266,6 +269,11 @@ _ONCE = {"gradcheck": _gradcheck, "opcheck": _opcheck, "compiles": _compiles}
 
 
 # ---- pieces ----
+
+
+def shapes(cases: ModuleType, *sizes: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """`sizes`, each (…, D), as the op's own shapes: `cases.shape` says which, of an op whose inputs are not (…, D)."""
+    return [cases.shape(*size) for size in sizes] if hasattr(cases, "shape") else list(sizes)
 
 
 def _right(op: Op, cases: ModuleType, runner: Runner, shape: tuple, dtype: torch.dtype, **options: object) -> None:

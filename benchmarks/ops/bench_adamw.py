@@ -7,9 +7,9 @@ update: bfloat16 gradients unscaled and clipped to norm 1, float32 masters stepp
 from collections.abc import Callable
 from functools import partial
 
-import llmsys.optim
 import torch
 
+import llmsys.optim
 from benchmarks import peers
 from benchmarks.contest import Bench, Case, Contest
 from benchmarks.gate import copied, fault_of, tensors

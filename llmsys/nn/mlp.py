@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from llmsys.ops import swiglu
+from llmsys.ops.swiglu import swiglu
 
 
 class MLP(torch.nn.Module):

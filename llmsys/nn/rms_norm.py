@@ -5,7 +5,8 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from llmsys.ops import add_rms_norm, rms_norm
+from llmsys.ops.add_rms_norm import add_rms_norm
+from llmsys.ops.rms_norm import rms_norm
 
 
 class RMSNorm(torch.nn.RMSNorm):

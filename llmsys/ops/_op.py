@@ -121,6 +121,7 @@ class Op:
         self._explained: set[str] = set()
         self.written = [i for i, argument in enumerate(self.forward_schema.arguments) if argument.written]
         self._tensors = [i for i, argument in enumerate(self.forward_schema.arguments) if argument.type == "Tensor"]
+        self.differentiable: list[int] = []  # the arguments that get a gradient
         _ops[name] = self
         self._define_node()
         if self.backward_schema:
@@ -222,6 +223,7 @@ class Op:
         # For each argument of the forward: which result of the backward is its gradient.
         received = {name: i for i, name in enumerate(backward.results)}
         self._gradient_of = [received.get(shared_gradients.get(name, f"d{name}")) for name in forward.names]
+        self.differentiable = [i for i, gradient in enumerate(self._gradient_of) if gradient is not None]
         # Past Function.apply's own wrapper, a third of its cost: that is for functorch, which __call__ has ruled out.
         function = type(self.name, (_Function,), {})
         self._record = super(torch.autograd.Function, function).apply  # type: ignore[misc]
@@ -293,7 +295,7 @@ class Op:
 class ListOp(Op):
     """An op over lists of tensors, in place or into a new tensor: no gradient and no `out=`."""
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, *args: Any, out: None = None) -> Any:
         """Run on `args`, which the public function has checked: every argument of the schema, in order."""
         lists = [arg for arg in args if isinstance(arg, list)]
         if torch.compiler.is_compiling() or not all(type(tensor) in _PLAIN for tensors in lists for tensor in tensors):

@@ -86,11 +86,11 @@ def run(
     if isinstance(op, ListOp):
         yield from _run_list(op, implementation, args, layout)
         return
-    leaves = [arg.detach().requires_grad_() if isinstance(arg, torch.Tensor) else arg for arg in args]
-    tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
-    names = [f"d{argument.name}" for argument in op.forward_schema.arguments if argument.type == "Tensor"]
+    args = leaves(op, args)
+    tensors = [args[i] for i in op.differentiable]
+    names = [f"d{op.forward_schema.names[i]}" for i in op.differentiable]
     with use(**{op.name: implementation}):
-        results = op(*leaves)
+        results = op(*args)
         results = results if isinstance(results, tuple) else (results,)
         yield from zip(op.forward_schema.results, (result.detach() for result in results), strict=False)
         arriving = [(i, result) for i, result in enumerate(results) if only in (None, i)]
@@ -112,6 +112,14 @@ def _run_list(op: ListOp, implementation: str, args: tuple, layout: Layout) -> I
     for i in op.written:
         if args[i]:
             yield op.forward_schema.names[i], torch.cat([tensor.flatten() for tensor in args[i]])
+
+
+def leaves(op: Op, args: tuple) -> tuple:
+    """`args` outside any graph, those that `op` gives a gradient asking for one."""
+    return tuple(
+        arg.detach().requires_grad_(i in op.differentiable) if isinstance(arg, torch.Tensor) else arg
+        for i, arg in enumerate(args)
+    )
 
 
 def _wide(args: tuple) -> tuple:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from llmsys.ops import adamw
+from llmsys.ops.adamw import adamw
 
 _HALVES = (torch.bfloat16, torch.float16)
 _STATES = ("exp_avg", "exp_avg_sq", "master")

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import torch
 
-from llmsys.ops import grad_norm
+from llmsys.ops.grad_norm import grad_norm
 
 
 def clip_grad_norm(

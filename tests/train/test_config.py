@@ -71,7 +71,11 @@ def test_a_saved_config_loads_as_it_was(tmp_path):
         (["model.sise=1"], ValueError, r"unknown key model\.sise .*did you mean model\.size\?"),
         (["steps.x=5"], TypeError, r"steps=\{'x': '5'\} in the command line, expected an integer"),
         (["optimizer=5"], TypeError, r"optimizer='5' .*expected a section"),
-        (["optimizer=5", "optimizer.lr=1"], ValueError, r"'optimizer\.lr=1' after optimizer=5, expected one of the two"),
+        (
+            ["optimizer=5", "optimizer.lr=1"],
+            ValueError,
+            r"'optimizer\.lr=1' after optimizer=5, expected one of the two",
+        ),
         (["optimizer.lr=1", "optimizer.lr=2"], ValueError, r"optimizer\.lr given twice"),
         (["steps"], ValueError, r"'steps', expected key=value"),
         (["steps=2.5"], TypeError, r"steps='2\.5' in the command line, expected an integer"),

@@ -62,8 +62,8 @@ def adamw(
     Errors     ValueError if lists, shapes or devices differ, or step < 1; TypeError for dtypes not named above
     Source     Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2
     """
-    lists = {"params": params, "grads": grads, "exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs, "masters": masters}
-    lists = {name: list(tensors) for name, tensors in lists.items()}
+    named = {"params": params, "grads": grads, "exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs, "masters": masters}
+    lists = {name: list(tensors) for name, tensors in named.items()}
     if not any(lists.values()):
         return
     _check_lists(lists)

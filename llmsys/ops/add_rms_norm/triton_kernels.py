@@ -15,7 +15,9 @@ def forward(
     weight_offset: float,
     out: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return launch_forward(x, residual, weight, eps, weight_offset, out)
+    y, sum, rstd = launch_forward(x, residual, weight, eps, weight_offset, out)
+    assert sum is not None  # as there is a residual
+    return y, sum, rstd
 
 
 def backward(

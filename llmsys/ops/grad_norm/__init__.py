@@ -29,6 +29,7 @@ def grad_norm(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     Gradient   none
     Cost       one read of the tensors, 2·N flop: bandwidth-bound
     Errors     TypeError for a dtype not named above, ValueError if devices differ
+    Source     Pascanu et al. 2013, arXiv:1211.5063, algorithm 1: the norm that clipping compares
     """
     tensors = list(tensors)
     if not tensors:

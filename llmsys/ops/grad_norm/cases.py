@@ -18,7 +18,7 @@ SMALL = (
     (100_000,),
 )
 LARGE = ((1 << 25,), (1 << 22, 1 << 11) * 8)
-VARIANTS = ({}, {"scale": 1e12}, {"scale": 1e-12})
+VARIANTS: tuple[dict, ...] = ({}, {"scale": 1e12}, {"scale": 1e-12})
 
 
 def inputs(

@@ -1,0 +1,99 @@
+"""Rotary position embedding in Triton: a program rotates heads of one token, which share its row of the tables."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from llmsys.ops._triton import device_of, load, num_warps, store
+from llmsys.ops.rope.native import table_strides, with_whole_rows
+
+TILE = 4096  # elements of x
+
+
+@triton.jit
+def rope_kernel(
+    x_ptr,
+    cos_ptr,
+    sin_ptr,
+    y_ptr,
+    tokens,
+    heads,
+    head_dim,
+    half,
+    x_batch_stride,
+    x_token_stride,
+    x_head_stride,
+    cos_batch_stride,
+    cos_token_stride,
+    sin_batch_stride,
+    sin_token_stride,
+    INTERLEAVED: tl.constexpr,
+    INVERSE: tl.constexpr,
+    BLOCK_HEADS: tl.constexpr,
+    BLOCK_HALF: tl.constexpr,
+    BLOCK_REST: tl.constexpr,
+):
+    program = tl.program_id(0).to(tl.int64)
+    sequence, token = program // tokens, program % tokens
+    head = tl.program_id(1).to(tl.int64) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)[:, None]
+    x_ptr += sequence * x_batch_stride + token * x_token_stride + head * x_head_stride
+    y_ptr += (program * heads + head) * head_dim
+    i = tl.arange(0, BLOCK_HALF)[None, :]
+    cos = load(cos_ptr + sequence * cos_batch_stride + token * cos_token_stride + i, i < half)
+    sin = load(sin_ptr + sequence * sin_batch_stride + token * sin_token_stride + i, i < half)
+    if INVERSE:
+        sin = -sin
+    mask = (head < heads) & (i < half)
+    if INTERLEAVED:
+        d = 2 * i[:, :, None] + tl.arange(0, 2)[None, None, :]
+        mask = mask[:, :, None]
+        a, b = tl.split(load(x_ptr[:, :, None] + d, mask))
+        store(y_ptr[:, :, None] + d, tl.join(a * cos - b * sin, b * cos + a * sin), mask)
+    else:
+        a, b = load(x_ptr + i, mask), load(x_ptr + half + i, mask)
+        store(y_ptr + i, a * cos - b * sin, mask)
+        store(y_ptr + half + i, b * cos + a * sin, mask)
+    if BLOCK_REST > 0:
+        d = 2 * half + tl.arange(0, BLOCK_REST)[None, :]
+        mask = (head < heads) & (d < head_dim)
+        tl.store(y_ptr + d, tl.load(x_ptr + d, mask=mask), mask=mask)
+
+
+def tile(heads: int, half: int, rest: int) -> tuple[int, int, int]:
+    """(BLOCK_HEADS, BLOCK_HALF, BLOCK_REST)"""
+    block_half = triton.next_power_of_2(max(half, 1))
+    block_rest = triton.next_power_of_2(rest) if rest else 0
+    return min(triton.next_power_of_2(heads), max(TILE // (2 * block_half + block_rest), 1)), block_half, block_rest
+
+
+def launch(
+    x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool, inverse: bool, out: torch.Tensor | None
+) -> torch.Tensor:
+    x, cos, sin = with_whole_rows(x), with_whole_rows(cos), with_whole_rows(sin)
+    y = torch.empty_like(x, memory_format=torch.contiguous_format) if out is None else out
+    if y.numel() == 0:
+        return y
+    (batch, tokens, heads, head_dim), half = x.shape, cos.shape[-1]
+    block_heads, block_half, block_rest = tile(heads, half, head_dim - 2 * half)
+    strides = (*x.stride()[:-1], *table_strides(cos), *table_strides(sin))
+    with device_of(x):
+        rope_kernel[(batch * tokens, triton.cdiv(heads, block_heads))](
+            *(x, cos, sin, y, tokens, heads, head_dim, half, *strides),
+            *(interleaved, inverse, block_heads, block_half, block_rest),
+            num_warps=num_warps(block_heads * (2 * block_half + block_rest)),
+        )
+    return y
+
+
+def forward(
+    x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    return launch(x, cos, sin, interleaved, False, out)
+
+
+def backward(
+    dy: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    return launch(dy, cos, sin, interleaved, True, out)
