@@ -198,8 +198,8 @@ def test_compiles_for_every_step_without_recompiling():
     args = cases.inputs((40, 9), torch.float32, grad_scale=0.5)
     compiled, eager = copied(args), copied(args)
     for step in range(1, 7):
-        update(*compiled[:4], step, args[10])
-        OP(*eager[:4], [], 1e-2, 0.9, 0.95, 1e-8, 0.1, step, args[10], False)
+        update(*compiled[:4], step, args[11])
+        OP(*eager[:4], [], 1e-2, 0.9, 0.95, 1e-8, 0.1, step, args[11], False)
         assert_same_bits(compiled, eager)
     assert counter.frame_count <= 2  # the first step's, then one for any step
 
@@ -221,11 +221,27 @@ def keywords(**changes):
         (lambda p, g, m, v, w: g.pop(), ValueError, "2 params, 1 grads, 2 exp_avgs, 2 exp_avg_sqs, expected lists of"),
         (lambda p, g, m, v, w: w.append(p[0]), ValueError, "1 masters, expected lists of one length, or no masters"),
         (lambda p, g, m, v, w: p.clear(), ValueError, "0 params, 2 grads"),
-        (lambda p, g, m, v, w: v.__setitem__(1, v[1][:2]), ValueError, r"exp_avg_sqs\[1\] has shape \(2,\) on cpu, exp"),
+        (
+            lambda p, g, m, v, w: v.__setitem__(1, v[1][:2]),
+            ValueError,
+            r"exp_avg_sqs\[1\] has shape \(2,\) on cpu, exp",
+        ),
         (lambda p, g, m, v, w: m.__setitem__(0, m[0].bfloat16()), TypeError, r"exp_avgs\[0\] is torch.bfloat16, expec"),
-        (lambda p, g, m, v, w: g.__setitem__(0, g[0].long()), TypeError, r"grads\[0\] is torch.int64, expected torch.f"),
-        (lambda p, g, m, v, w: p.__setitem__(0, p[0].long()), TypeError, r"params\[0\] is torch.int64, expected torch."),
-        (lambda p, g, m, v, w: p.__setitem__(1, p[1].half()), TypeError, r"params\[1\] is torch.float16, .* once for ea"),
+        (
+            lambda p, g, m, v, w: g.__setitem__(0, g[0].long()),
+            TypeError,
+            r"grads\[0\] is torch.int64, expected torch.f",
+        ),
+        (
+            lambda p, g, m, v, w: p.__setitem__(0, p[0].long()),
+            TypeError,
+            r"params\[0\] is torch.int64, expected torch.",
+        ),
+        (
+            lambda p, g, m, v, w: p.__setitem__(1, p[1].half()),
+            TypeError,
+            r"params\[1\] is torch.float16, .* once for ea",
+        ),
         (lambda p, g, m, v, w: g.__setitem__(1, g[1].double()), TypeError, r"grads\[1\] is torch.float64, expected"),
         (lambda p, g, m, v, w: g.__setitem__(1, g[1].to("meta")), ValueError, r"grads\[1\] has .* on meta, expected"),
     ],
@@ -240,9 +256,14 @@ def test_refuses(change, error, message):
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
+        ({"grad_scale": 0.5}, TypeError, "grad_scale is a float, expected a tensor of shape"),
         ({"step": 0}, ValueError, "step is 0, expected a count from 1"),
         ({"grad_scale": torch.ones(1)}, ValueError, r"grad_scale has shape \(1,\) on cpu, expected \(\) on cpu"),
-        ({"grad_scale": torch.ones((), dtype=torch.int64)}, TypeError, "grad_scale is torch.int64, expected torch.float"),
+        (
+            {"grad_scale": torch.ones((), dtype=torch.int64)},
+            TypeError,
+            "grad_scale is torch.int64, expected torch.float",
+        ),
         ({"grad_scale": torch.ones((), device="meta")}, ValueError, r"on meta, expected \(\) on cpu"),
     ],
 )
