@@ -198,8 +198,8 @@ def test_compiles_for_every_step_without_recompiling():
     args = cases.inputs((40, 9), torch.float32, grad_scale=0.5)
     compiled, eager = copied(args), copied(args)
     for step in range(1, 7):
-        update(*compiled[:4], step, args[10])
-        OP(*eager[:4], [], 1e-2, 0.9, 0.95, 1e-8, 0.1, step, args[10], False)
+        update(*compiled[:4], step, args[11])
+        OP(*eager[:4], [], 1e-2, 0.9, 0.95, 1e-8, 0.1, step, args[11], False)
         assert_same_bits(compiled, eager)
     assert counter.frame_count <= 2  # the first step's, then one for any step
 
@@ -256,6 +256,7 @@ def test_refuses(change, error, message):
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
+        ({"grad_scale": 0.5}, TypeError, "grad_scale is a float, expected a tensor of shape"),
         ({"step": 0}, ValueError, "step is 0, expected a count from 1"),
         ({"grad_scale": torch.ones(1)}, ValueError, r"grad_scale has shape \(1,\) on cpu, expected \(\) on cpu"),
         (
