@@ -4,12 +4,10 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from llmsys.perf.ceilings import bandwidth
+from llmsys.perf.ceilings import NATIVE_BLOCK_BYTES, bandwidth, copier
 from llmsys.perf.report import Row
 from llmsys.perf.roofline import percent
-from llmsys.perf.timer import Timed, time_interleaved
-
-COPY = "copy of as many bytes"
+from llmsys.perf.timer import Timed, last_level_cache_bytes, sets_for_cold_caches, time_interleaved
 
 
 @dataclass(frozen=True)
@@ -70,19 +68,22 @@ class Bench:
 def time_contest(contest: Contest, device: str = "cpu", budget_s: float = 4.0) -> list[Row]:
     """One row per implementation; one without a time says why.
 
-    The ceiling is the best copy of the whole run, or of these rounds where a copy took part in them.
+    A plain copy takes part in cold cases. The ceiling is the best copy of these rounds or of the whole run.
     """
+    case = contest.case
     calls = {("impl", name): call for name, call in contest.implementations.items() if callable(call)}
     calls |= {("peer", name): call for name, call in contest.peers.items() if callable(call)}
+    cold = case.caches == "cold" and contest.bytes > 0
+    if cold and calls:
+        calls[("copy", "")], copied_bytes = _copy(contest.bytes, device)
     timings = time_interleaved(calls, num_sets=contest.num_sets, device=device, budget_s=budget_s) if calls else {}
     peers = {name: timings[("peer", name)].median_s if callable(call) else None for name, call in contest.peers.items()}
-    case, rows = contest.case, []
-    copy = bandwidth(device).copy if case.caches == "cold" and contest.bytes else 0.0
-    if copy and ("peer", COPY) in timings:
-        copy = max(copy, contest.bytes / min(timings[("peer", COPY)].samples_s))
+    copy = timings.get(("copy", ""))
+    ceiling = max(bandwidth(device).copy, copied_bytes / min(copy.samples_s)) if copy else None
+    rows = []
     for name, call in contest.implementations.items():
         timing = timings.get(("impl", name))
-        share = percent(contest.bytes / copy, timing.median_s) if timing and copy else None
+        share = percent(contest.bytes / ceiling, timing.median_s) if timing and ceiling else None
         rows.append(
             Row(
                 op=contest.op,
@@ -98,6 +99,7 @@ def time_contest(contest: Contest, device: str = "cpu", budget_s: float = 4.0) -
                 bytes=contest.bytes,
                 flops=contest.flops,
                 ceiling_percent=share,
+                copy_bytes_per_s=copied_bytes / copy.median_s if copy else None,
                 peers=peers,
                 peers_why_not={name: reason for name, reason in contest.peers.items() if isinstance(reason, str)},
                 correct=False if name in contest.wrong else True if timing else None,
@@ -105,6 +107,14 @@ def time_contest(contest: Contest, device: str = "cpu", budget_s: float = 4.0) -
             )
         )
     return rows
+
+
+def _copy(like_bytes: int, device: str) -> tuple[Timed, int]:
+    """A copy that moves about `like_bytes`, but four caches' worth at most; and the bytes it does move."""
+    unit = 2 * NATIVE_BLOCK_BYTES
+    num_bytes = max(unit, min(like_bytes, 4 * last_level_cache_bytes(device)) // unit * unit)
+    copies = [copier(num_bytes, device) for _ in range(sets_for_cold_caches(num_bytes, device))]
+    return lambda index: copies[index % len(copies)](), num_bytes
 
 
 def rotating(call: Timed, num_sets: int) -> Callable[[], object]:

@@ -14,12 +14,11 @@ from typing import Any
 import torch
 
 import llmsys
-from benchmarks.contest import COPY, Bench, Case, Contest
+from benchmarks.contest import Bench, Case, Contest
 from benchmarks.gate import copied, fault_of, fault_of_out, same_bits, tensors, under
 from benchmarks.peers import Peer
 from llmsys import _C, env
 from llmsys.ops._op import Op
-from llmsys.perf.ceilings import copier
 from llmsys.perf.timer import sets_for_cold_caches
 
 WAYS = (("ready", "forward"), ("ready", "backward"), ("public", "forward"), ("public", "forward+backward"))
@@ -52,15 +51,13 @@ def op_contest(op: Op, cases: ModuleType, peers: Sequence[Peer], case: Case, dev
 
 
 def _enter_implementations(contest: Contest, op: Op, args: tuple, gate: Callable, device: str) -> None:
-    """Each implementation by name, into outputs that exist, beside a copy; the CPU's under each instruction set."""
+    """Each implementation by name, into outputs that exist; the CPU's under each instruction set."""
     case = contest.case
     if case.direction == "backward":
         args = backward_args(op, args)
     out = large_results(getattr(op.implementations["reference"], case.direction)(*args), args)
     contest.num_sets = num_sets(case, (args, out), device)
     sets = [(copied(args), copied(out)) for _ in range(contest.num_sets)]
-    copies = [copier(contest.bytes, device) for _ in range(sets_for_cold_caches(contest.bytes, device))]
-    contest.peers[COPY] = lambda index: copies[index % len(copies)]()
     for name, implementation in op.implementations.items():
         reason = cannot_time(name) or implementation.reason(device, forward_view(op, args, case.direction))
         if reason:

@@ -52,9 +52,15 @@ def gemm_rate(dtype: torch.dtype, device: str = "cpu") -> float:
 
 
 def copier(num_bytes: int, device: str = "cpu") -> Callable[[], object]:
-    """A copy that moves `num_bytes` in all, half read and half written: native where that is built, else torch's."""
-    half = -(-num_bytes // 2 // NATIVE_BLOCK_BYTES) * NATIVE_BLOCK_BYTES
-    source = torch.ones(half, dtype=torch.uint8, device=device)
+    """A copy that moves `num_bytes` in all, half read and half written: native where that is built, else torch's.
+
+    Errors     ValueError unless num_bytes is a multiple of 131072
+    """
+    if num_bytes <= 0 or num_bytes % (2 * NATIVE_BLOCK_BYTES):
+        raise ValueError(
+            f"llmsys.perf.copier: num_bytes={num_bytes}, expected a positive multiple of {2 * NATIVE_BLOCK_BYTES}"
+        )
+    source = torch.ones(num_bytes // 2, dtype=torch.uint8, device=device)
     target = torch.ones_like(source)
     ways = _torch_ways(source, target) | (_native_ways(source, target) if device == "cpu" else {})
     return ways.get("copy: native", ways["copy: torch copy_"])

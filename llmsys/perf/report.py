@@ -46,7 +46,8 @@ class Row:
     rounds: int = 0
     bytes: int = 0
     flops: int = 0
-    ceiling_percent: float | None = None
+    ceiling_percent: float | None = None  # of the best copy bandwidth of the run
+    copy_bytes_per_s: float | None = None  # median of a plain copy in the same rounds
     peers: dict[str, float | None] = field(default_factory=dict)
     peers_why_not: dict[str, str] = field(default_factory=dict)
     correct: bool | None = None

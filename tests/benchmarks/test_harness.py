@@ -11,6 +11,7 @@ from benchmarks.contest import Case
 from benchmarks.peers import Peer, torch_peers
 from llmsys import _C
 from llmsys.ops._op import Impl, Op
+from llmsys.perf.ceilings import NATIVE_BLOCK_BYTES
 from llmsys.perf.timer import Timing
 
 SHAPE = (8, 32)
@@ -81,7 +82,8 @@ PEERS = (
 def public(monkeypatch):
     """`llmsys.bench_probe`, one set of buffers per case, and few rounds."""
     monkeypatch.setattr(llmsys, "bench_probe", lambda x, weight, *, scale=2.0: OP(x, weight, scale), raising=False)
-    monkeypatch.setattr(harness, "sets_for_cold_caches", lambda set_bytes, device: 3)
+    for module in (harness, contest):
+        monkeypatch.setattr(module, "sets_for_cold_caches", lambda set_bytes, device: 3)
     monkeypatch.setattr(contest, "bandwidth", lambda device: SimpleNamespace(copy=1e9))
 
 
@@ -99,7 +101,7 @@ def test_ready(direction, dtype):
     for name in ("cpu", "reference", *narrower):
         row = rows[name]
         assert row.correct and row.median_s > 0 and row.quartiles_s[0] <= row.median_s <= row.quartiles_s[1]
-        assert row.peers[contest.COPY] > 0 and 0 < row.ceiling_percent < 100.1 * row.bytes / 1e9 / row.median_s
+        assert row.copy_bytes_per_s > 0 and 0 < row.ceiling_percent < 100.1 * row.bytes / 1e9 / row.median_s
     assert rows["cpu"].bytes == (2 if direction == "forward" else 3) * 256 * getattr(torch, dtype).itemsize
 
 
@@ -136,13 +138,15 @@ def test_warm_case_has_one_set_and_no_ceiling():
 
 @pytest.mark.parametrize("copy_s, ceiling", [(1e-3, 2e9), (4e-3, 1e9)])
 def test_ceiling_is_the_best_copy_of_run_and_rounds(monkeypatch, copy_s, ceiling):
-    seconds = {("impl", "cpu"): 4e-3, ("peer", contest.COPY): copy_s}
+    moved = 2 * NATIVE_BLOCK_BYTES * 16
+    seconds = {("impl", "cpu"): 4e-3, ("copy", ""): copy_s * moved / 2e6}
     timings = {name: Timing((value, 2 * value, 2 * value)) for name, value in seconds.items()}
     monkeypatch.setattr(contest, "time_interleaved", lambda calls, **options: timings)
-    entered = contest.Contest("bench_probe", Case("ready", "forward", SHAPE), bytes=2_000_000)
-    entered.implementations["cpu"] = entered.peers[contest.COPY] = lambda index: None
+    entered = contest.Contest("bench_probe", Case("ready", "forward", SHAPE), bytes=moved)
+    entered.implementations["cpu"] = lambda index: None
     (row,) = contest.time_contest(entered)
-    assert row.ceiling_percent == pytest.approx(100 * (2_000_000 / ceiling) / 8e-3)
+    assert row.ceiling_percent == pytest.approx(100 * (moved / ceiling) / 8e-3)
+    assert row.copy_bytes_per_s == pytest.approx(2e6 / copy_s / 2)
 
 
 def test_default_plan_is_every_way_of_every_large_shape():

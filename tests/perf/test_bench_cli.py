@@ -6,7 +6,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from benchmarks import harness, peers
+from benchmarks import contest, harness, peers
 from llmsys.perf import ceilings, cli, report
 
 SMALLEST = ["ops", "--op", "swiglu", "--shape", "16x64", "--budget", "0.01"]
@@ -15,7 +15,8 @@ SMALLEST = ["ops", "--op", "swiglu", "--shape", "16x64", "--budget", "0.01"]
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Two sets of buffers, no compilation, no measured ceiling."""
-    monkeypatch.setattr(harness, "sets_for_cold_caches", lambda set_bytes, device: 2)
+    for module in (harness, contest):
+        monkeypatch.setattr(module, "sets_for_cold_caches", lambda set_bytes, device: 2)
     monkeypatch.setattr(peers.shutil, "which", lambda name: None)
     monkeypatch.setattr(ceilings, "bandwidth", lambda device="cpu": ceilings.Bandwidth(3e9, 2e9, 1e9, {}))
 
