@@ -43,6 +43,11 @@ def store(pointer, value, mask):
     tl.store(pointer, rounded(value, pointer.dtype.element_ty), mask=mask)
 
 
+def contiguous_like(x: torch.Tensor) -> torch.Tensor:
+    """An output for the shape of `x`, whatever its strides."""
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
 def device_of(x: torch.Tensor) -> AbstractContextManager:
     """Triton launches on the current device; this makes it the one of `x`."""
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()

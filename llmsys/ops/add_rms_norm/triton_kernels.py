@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from llmsys.ops._triton import contiguous_like
 from llmsys.ops.rms_norm.triton_kernels import launch_backward, launch_forward
 
 
@@ -15,9 +16,8 @@ def forward(
     weight_offset: float,
     out: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    y, sum, rstd = launch_forward(x, residual, weight, eps, weight_offset, out)
-    assert sum is not None  # as there is a residual
-    return y, sum, rstd
+    y, sum = (contiguous_like(x), contiguous_like(x)) if out is None else out
+    return y, sum, launch_forward(x, residual, weight, eps, weight_offset, y, sum)
 
 
 def backward(

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from llmsys.ops._native import rows_of
-from llmsys.ops._triton import device_of, load, num_warps, rounded, store, to_float32
+from llmsys.ops._triton import contiguous_like, device_of, load, num_warps, rounded, store, to_float32
 
 TILE = 4096  # elements a program holds when rows are short: 8 warps
 MAX_ROWS = 16  # in a tile: under the interpreter they are summed in order, and a longer run loses bits
@@ -241,14 +241,12 @@ def launch_forward(
     weight: torch.Tensor,
     eps: float,
     weight_offset: float,
-    out: tuple[torch.Tensor, torch.Tensor | None] | None,
-) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-    """(y, sum, rstd); sum is None where residual is."""
+    y: torch.Tensor,
+    sum: torch.Tensor | None,
+) -> torch.Tensor:
+    """Fill `y`, and `sum` where there is a residual; return rstd."""
     (x, x_stride), weight = rows_of(x), weight.contiguous()
     residual, residual_stride = (None, 0) if residual is None else rows_of(residual)
-    if out is None:
-        out = torch.empty_like(x), None if residual is None else torch.empty_like(x)
-    y, sum = out
     dim = x.shape[-1]
     rows = x.numel() // dim
     rstd = torch.empty(rows, dtype=torch.float32, device=x.device)
@@ -266,7 +264,7 @@ def launch_forward(
                 *tensors, rows, dim, *strides, eps, weight_offset, block_rows, block_dim,
                 num_warps=num_warps(block_rows * block_dim),
             )  # fmt: skip
-    return y, sum, rstd
+    return rstd
 
 
 def launch_backward(
@@ -281,7 +279,7 @@ def launch_backward(
     """(dx, dweight)"""
     (dy, dy_stride), (s, s_stride), weight = rows_of(dy), rows_of(s), weight.contiguous()
     dsum, dsum_stride = (None, 0) if dsum is None else rows_of(dsum)
-    dx = torch.empty_like(s) if out is None else out
+    dx = contiguous_like(s) if out is None else out
     rows, dim = rstd.numel(), s.shape[-1]
     if rows == 0:
         return dx, torch.zeros_like(weight)
@@ -312,8 +310,8 @@ def launch_backward(
 def forward(
     x: torch.Tensor, weight: torch.Tensor, eps: float, weight_offset: float, out: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    y, _, rstd = launch_forward(x, None, weight, eps, weight_offset, None if out is None else (out, None))
-    return y, rstd
+    y = contiguous_like(x) if out is None else out
+    return y, launch_forward(x, None, weight, eps, weight_offset, y, None)
 
 
 def backward(

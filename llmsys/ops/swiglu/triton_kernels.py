@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from llmsys.ops._native import rows_of
-from llmsys.ops._triton import device_of, load, num_warps, store
+from llmsys.ops._triton import contiguous_like, device_of, load, num_warps, store
 
 TILE = 4096
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -104,12 +104,8 @@ def launch(kernel: triton.JITFunction, inputs: tuple[torch.Tensor, ...], outputs
         kernel[(tiles,)](*tensors, *outputs, rows, dim, *strides, block_rows, block_dim, num_warps=num_warps(TILE))
 
 
-def output(like: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
-    return torch.empty_like(like, memory_format=torch.contiguous_format) if out is None else out
-
-
 def forward(gate: torch.Tensor, up: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-    y = output(gate, out)
+    y = contiguous_like(gate) if out is None else out
     launch(forward_kernel, (gate, up), (y,))
     return y
 
@@ -117,6 +113,6 @@ def forward(gate: torch.Tensor, up: torch.Tensor, out: torch.Tensor | None = Non
 def backward(
     dy: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, out: tuple[torch.Tensor, torch.Tensor] | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    dgate, dup = (output(gate, gradient) for gradient in out or (None, None))
+    dgate, dup = (contiguous_like(gate), contiguous_like(gate)) if out is None else out
     launch(backward_kernel, (dy, gate, up), (dgate, dup))
     return dgate, dup
