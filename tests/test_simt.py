@@ -99,7 +99,7 @@ def differs_or_fails() -> bool:
         return not all(
             verdict.right
             for name, cases in CASES.items()
-            for verdict in _verify.verify(_op.get(name), cases, "cuda_simt", (70, 600), torch.bfloat16)
+            for verdict in _verify.verify(_op.get(name), cases, "cuda_simt", (10, 600), torch.bfloat16)
         )
     except RuntimeError as error:
         return "with no barrier between" in str(error) or "which nobody has written" in str(error)
@@ -118,7 +118,7 @@ def test_each_barrier_of_our_kernels_is_missed(barrier):
 @pytest.mark.parametrize("name", CASES)
 def test_long_rows(name, dtype):
     """Rows that fill a block's registers, and rows longer than that, by vectors and by single elements."""
-    for shape in ((3, 2051), (2, 8200), (2, 16392), (66, 1032)):
+    for shape in ((3, 2051), (2, 8200), (2, 16392), (66, 264)):
         for verdict in _verify.verify(_op.get(name), CASES[name], "cuda_simt", shape, dtype):
             assert verdict.right, f"{shape}: {verdict}"
 
@@ -168,20 +168,19 @@ MAX_REGISTERS = 128  # two blocks of 256 threads on a multiprocessor
 def ptxas_reports() -> dict[str, str]:
     """Source → what ptxas says of its kernels, kept in build/simt; all sources are compiled side by side."""
     headers = sorted([*(simt.ROOT / "csrc").glob("*.h"), *(simt.ROOT / "csrc" / "cuda").glob("*.cuh")])
-    reports, running = {}, {}
     simt.BUILD.mkdir(parents=True, exist_ok=True)
+    kept, running = {}, {}
     for source in SOURCES:
         key = hashlib.sha256(b"".join(path.read_bytes() for path in [*headers, source])).hexdigest()[:16]
-        report = simt.BUILD / f"{source.stem}-{key}.ptxas"
-        command = ["nvcc", "-std=c++17", *GPUS, "-Xptxas", "-v", "-c", str(source), "-o", "/dev/null"]
+        report = kept[source.stem] = simt.BUILD / f"{source.stem}-{key}.ptxas"
         if not report.exists():
+            command = ["nvcc", "-std=c++17", *GPUS, "-Xptxas", "-v", "-c", str(source), "-o", report.with_suffix(".o")]
             running[report] = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        reports[source.stem] = report
     for report, process in running.items():
         output, _ = process.communicate()
         assert process.returncode == 0, output
         report.write_text(output)
-    return {name: report.read_text() for name, report in reports.items()}
+    return {name: report.read_text() for name, report in kept.items()}
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
