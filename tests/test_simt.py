@@ -1,11 +1,11 @@
-"""The simulator catches what it promises to catch, and the CUDA kernels pass under it; nvcc compiles them without spills."""
+"""The simulator catches what it promises to; the CUDA kernels pass under it; nvcc compiles them without spills."""
 
 import hashlib
 import re
 import shutil
 import subprocess
 import sys
-from functools import lru_cache
+from functools import cache
 
 import pytest
 import torch
@@ -26,17 +26,18 @@ for _name in CASES:
 needs_simulator = pytest.mark.skipif(bool(simt.why_not()), reason=str(simt.why_not()))
 
 # Kernel of faults.cu → what the simulator says of its mistake.
-RACE = r"thread \(\d+, 0, 0\): reads values\[\d+\], which (nobody has written|thread \(\d+, 0, 0\) wrote, with no barrier between)"
-REUSE = r"(reads|writes) values\[\d+\], which thread \(\d+, 0, 0\) (wrote|read), with no barrier between"
+THREAD = r"thread \(\d+, 0, 0\)"
+RACE = rf"{THREAD}: reads values\[\d+\], which (nobody has written|{THREAD} wrote, with no barrier between)"
+REUSE = rf"{THREAD}: (reads|writes) values\[\d+\], which {THREAD} (wrote|read), with no barrier between"
 SHUFFLE = r"__shfl_xor_sync \(.*faults\.cu:\d+\) with mask 0x"
 FAULTS = {
     "missing_barrier": RACE,
     "missing_barrier_before_reuse": REUSE,
     "missing_barrier_in_global_memory": "wrong result",
     "missing_syncwarp": RACE,
-    "divergent_barrier": r"reaches __syncthreads \(.*\), while thread \(\d+, 0, 0\) waits at __syncthreads",
+    "divergent_barrier": rf"reaches __syncthreads \(.*\), while {THREAD} waits at __syncthreads",
     "barrier_after_exit": r"(exits, while thread|reaches __syncthreads .* but a thread of its block has exited)",
-    "divergent_shuffle": rf"(exits, while lanes wait for it at {SHUFFLE}|calls {SHUFFLE}\w+, but lanes 0x\w+ have exited)",
+    "divergent_shuffle": rf"(exits, while lanes wait for it at {SHUFFLE}|calls {SHUFFLE}\w+, but lanes \w+ have exited)",
     "shuffle_against_barrier": rf"its threads wait for each other: .*thread \(1, 0, 0\) at {SHUFFLE}",
     "shuffle_masks_differ": rf"calls {SHUFFLE}\w+, while lanes 0x\w+ wait at {SHUFFLE}",
     "shuffle_reads_outside_mask": rf"calls {SHUFFLE}\w+ to read lane \d+, which it leaves out",
@@ -45,12 +46,12 @@ FAULTS = {
     "dynamic_shared_out_of_bounds": r"writes dynamic shared memory\[64\], out of bounds: the array has 64 elements",
 }
 SANITIZED_FAULTS = {
-    "global_out_of_bounds": r"(?s)heap-buffer-overflow.*WRITE of size 4.*simt: in block \(0, 0, 0\), thread \(0, 0, 0\)",
+    "global_out_of_bounds": r"(?s)heap-buffer-overflow.*WRITE of size 4.*in block \(0, 0, 0\), thread \(0, 0, 0\)",
     "unaligned_vector": r"misaligned address 0x\w+ for type 'const struct Vector', which requires 16 byte alignment",
 }
 
 
-@lru_cache(maxsize=None)
+@cache
 def faults(*flags: str):
     """faults.cu compiled with `flags`."""
     return simt.program(simt.HERE / "faults.cu", flags)
@@ -89,7 +90,12 @@ def test_machines_without_our_own_switch_of_stacks():
 def barriers() -> list[tuple[str, int]]:
     """(file, line) of every barrier of csrc/cuda."""
     files = sorted((simt.ROOT / "csrc" / "cuda").iterdir())
-    lines = ((file.name, i) for file in files for i, line in enumerate(file.read_text().splitlines(), 1) if "__syncthreads()" in line)
+    lines = (
+        (file.name, i)
+        for file in files
+        for i, line in enumerate(file.read_text().splitlines(), 1)
+        if "__syncthreads()" in line
+    )
     return list(lines)
 
 
@@ -128,20 +134,46 @@ def test_long_rows(name, dtype):
 def test_order_of_threads_does_not_show(name):
     """The same bits whatever the order of blocks and threads."""
     op, args = _op.get(name), CASES[name].inputs((70, 600), torch.float32)
+    first = dict(_verify.run(op, "cuda_simt", args, 0, torch.float32))
     try:
-        for seed in range(4):
+        for seed in (1, 2, 3):
             simt.seed(seed)
-            results = dict(_verify.run(op, "cuda_simt", args, 0, torch.float32))
-            first = results if seed == 0 else first
-            assert all(same_bits(results[key], first[key]) for key in first), seed
+            for key, result in _verify.run(op, "cuda_simt", args, 0, torch.float32):
+                assert same_bits(result, first[key]), (key, seed)
     finally:
         simt.seed(0)
 
 
 @needs_simulator
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_conversions_have_the_bits_of_pytorch(dtype):
+    """Every bit pattern to float32, and sums of pairs of them back, rounded to nearest even."""
+    patterns = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
+    x = patterns.view(dtype).view(64, -1)
+    residual = patterns[torch.randperm(2**16, generator=torch.Generator().manual_seed(0))].view(dtype).view(64, -1)
+    weight = torch.ones(x.shape[-1], dtype=dtype)
+    forward = _op.get("add_rms_norm").implementations["cuda_simt"].forward
+    for added in (torch.zeros_like(x), residual):
+        expected = (x.float() + added.float()).to(dtype)
+        _, result, _ = forward(x, added, weight, 1e-6, 0.0)
+        assert torch.equal(result.isnan(), expected.isnan())
+        assert same_bits(result[~result.isnan()], expected[~expected.isnan()])
+
+
+@needs_simulator
 def test_ops_under_address_sanitizer():
     """Every access of every kernel stays within its tensor, and vectors are aligned, at sizes of all kinds."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/ops", "-k", "cuda_simt and any_layout"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "tests/ops",
+        "-k",
+        "cuda_simt and any_layout",
+    ]
     run = subprocess.run(command, cwd=simt.ROOT, env=simt.sanitized_environment(), capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
     assert f"{len(CASES) * len(DTYPES)} passed" in run.stdout, run.stdout
@@ -154,7 +186,7 @@ def test_launch_that_cuda_refuses():
     pointers = (ones.data_ptr(),) * 5
     with pytest.raises(RuntimeError, match=r"llmsys\.cuda\.rms_norm_backward: invalid configuration argument"):
         simt.module().cuda.rms_norm_backward(
-            pointers[0], 0, *pointers[:3], *pointers[:3], 1, 1, 2**31, 1, 0, 1, 0.0, 0, 0, 0
+            0, pointers[0], 0, *pointers[:3], *pointers[:3], 1, 1, 2**31, 1, 0, 1, 0.0, 0, 0
         )
 
 
@@ -164,7 +196,7 @@ GPUS = ("-gencode", "arch=compute_80,code=sm_80", "-gencode", "arch=compute_90a,
 MAX_REGISTERS = 128  # two blocks of 256 threads on a multiprocessor
 
 
-@lru_cache(maxsize=None)
+@cache
 def ptxas_reports() -> dict[str, str]:
     """Source → what ptxas says of its kernels, kept in build/simt; all sources are compiled side by side."""
     headers = sorted([*(simt.ROOT / "csrc").glob("*.h"), *(simt.ROOT / "csrc" / "cuda").glob("*.cuh")])

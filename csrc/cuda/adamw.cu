@@ -8,7 +8,7 @@ namespace llmsys::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kWidth = 4;               // four float32 fill a vector
+constexpr int kWidth = 4;                 // four float32 fill a vector
 constexpr int64_t kBlockElements = 4096;  // of one tensor, by one block
 constexpr int kBatchTensors = 64;
 
@@ -60,7 +60,8 @@ __global__ void __launch_bounds__(kThreads) adamw_kernel(const __grid_constant__
   const float grad_scale = batch.grad_scale ? *batch.grad_scale : 1.0f;
   const uintptr_t addresses = reinterpret_cast<uintptr_t>(tensor.param) | reinterpret_cast<uintptr_t>(tensor.grad) |
                               reinterpret_cast<uintptr_t>(tensor.exp_avg) |
-                              reinterpret_cast<uintptr_t>(tensor.exp_avg_sq) | reinterpret_cast<uintptr_t>(tensor.master);
+                              reinterpret_cast<uintptr_t>(tensor.exp_avg_sq) |
+                              reinterpret_cast<uintptr_t>(tensor.master);
   if (addresses % kVectorBytes == 0) {
     for (int64_t at = begin + threadIdx.x * kWidth; at < end; at += kThreads * kWidth)
       update<P, G, kWidth>(batch, tensor, at, end - at, grad_scale);
