@@ -37,7 +37,7 @@ FAULTS = {
     "missing_syncwarp": RACE,
     "divergent_barrier": rf"reaches __syncthreads \(.*\), while {THREAD} waits at __syncthreads",
     "barrier_after_exit": r"(exits, while thread|reaches __syncthreads .* but a thread of its block has exited)",
-    "divergent_shuffle": rf"(exits, while lanes wait for it at {SHUFFLE}|calls {SHUFFLE}\w+, but lanes \w+ have exited)",
+    "divergent_shuffle": rf"(exits, while lanes wait for it|calls) .*{SHUFFLE}|calls {SHUFFLE}\w+, but lanes \w+ have exited",
     "shuffle_against_barrier": rf"its threads wait for each other: .*thread \(1, 0, 0\) at {SHUFFLE}",
     "shuffle_masks_differ": rf"calls {SHUFFLE}\w+, while lanes 0x\w+ wait at {SHUFFLE}",
     "shuffle_reads_outside_mask": rf"calls {SHUFFLE}\w+ to read lane \d+, which it leaves out",
