@@ -8,18 +8,19 @@ namespace llmsys::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kWidth = 4;               // four float32 fill a vector
+constexpr int kWidth = 4;                 // four float32 fill a vector
 constexpr int64_t kBlockElements = 4096;  // of one tensor, by one block
 constexpr int kBatchTensors = 64;
 
-// One launch: as many tensors as its arguments hold. The scalars are those of csrc/adamw.h, as the update uses them.
+// One launch: as many tensors as its arguments hold. What all elements share is computed in float64 and rounded once.
 struct Batch {
   AdamWTensor tensors[kBatchTensors];
   unsigned end_block[kBatchTensors];  // blocks of tensor t and of those before it
   int num_tensors;
-  float decay, beta2, new_fraction1, new_fraction2, step_size, root_correction2, eps;
-  const float* grad_scale;
+  float decay, toward_grad, beta2, one_minus_beta2, step_size, eps;
+  bool from_grad;  // m starts from g, not from m: see adamw.h
   bool maximize;
+  const float* grad_scale;
 };
 static_assert(sizeof(Batch) <= 4096, "kernel arguments hold 4 KiB");
 
@@ -38,10 +39,10 @@ __device__ void update(const Batch& batch, const AdamWTensor& tensor, int64_t at
     for (int k = 0; k < kW; ++k) p.set(k, params[k]);
   }
   for (int k = 0; k < kW; ++k) {
-    const float g = batch.maximize ? -grads[k] * grad_scale : grads[k] * grad_scale;
-    m.set(k, m[k] + (g - m[k]) * batch.new_fraction1);
-    v.set(k, v[k] * batch.beta2 + g * g * batch.new_fraction2);
-    p.set(k, p[k] * batch.decay - batch.step_size * m[k] / (sqrtf(v[k]) / batch.root_correction2 + batch.eps));
+    const float g = grads[k] * grad_scale;
+    m.set(k, (batch.from_grad ? g : m[k]) + (g - m[k]) * batch.toward_grad);
+    v.set(k, v[k] * batch.beta2 + g * batch.one_minus_beta2 * g);
+    p.set(k, p[k] * batch.decay - batch.step_size * m[k] / (sqrtf(v[k]) + batch.eps));
     params.set(k, p[k]);
   }
   store(param, params, count);
@@ -57,10 +58,11 @@ __global__ void __launch_bounds__(kThreads) adamw_kernel(const __grid_constant__
   const AdamWTensor& tensor = batch.tensors[t];
   const int64_t begin = int64_t(blockIdx.x - (t == 0 ? 0 : batch.end_block[t - 1])) * kBlockElements;
   const int64_t end = begin + kBlockElements < tensor.numel ? begin + kBlockElements : tensor.numel;
-  const float grad_scale = batch.grad_scale ? *batch.grad_scale : 1.0f;
+  const float scale = batch.grad_scale ? *batch.grad_scale : 1.0f, grad_scale = batch.maximize ? -scale : scale;
   const uintptr_t addresses = reinterpret_cast<uintptr_t>(tensor.param) | reinterpret_cast<uintptr_t>(tensor.grad) |
                               reinterpret_cast<uintptr_t>(tensor.exp_avg) |
-                              reinterpret_cast<uintptr_t>(tensor.exp_avg_sq) | reinterpret_cast<uintptr_t>(tensor.master);
+                              reinterpret_cast<uintptr_t>(tensor.exp_avg_sq) |
+                              reinterpret_cast<uintptr_t>(tensor.master);
   if (addresses % kVectorBytes == 0) {
     for (int64_t at = begin + threadIdx.x * kWidth; at < end; at += kThreads * kWidth)
       update<P, G, kWidth>(batch, tensor, at, end - at, grad_scale);
@@ -73,14 +75,16 @@ template <class P, class G>
 void run(const AdamW& args, void* stream) {
   Batch batch{};
   batch.decay = float(1.0 - args.lr * args.weight_decay);
+  batch.from_grad = args.beta1 <= 0.5;
+  batch.toward_grad = float(batch.from_grad ? -args.beta1 : 1.0 - args.beta1);
   batch.beta2 = float(args.beta2);
-  batch.new_fraction1 = float(1.0 - args.beta1);
-  batch.new_fraction2 = float(1.0 - args.beta2);
-  batch.step_size = float(args.lr / args.bias_correction1);
-  batch.root_correction2 = float(std::sqrt(args.bias_correction2));
-  batch.eps = float(args.eps);
-  batch.grad_scale = args.grad_scale;
+  batch.one_minus_beta2 = float(1.0 - args.beta2);
+  // sqrt(bias_correction2) taken out of the denominator: one division an element instead of two.
+  const double correction2 = std::sqrt(args.bias_correction2);
+  batch.step_size = float(args.lr / args.bias_correction1 * correction2);
+  batch.eps = float(args.eps * correction2);
   batch.maximize = args.maximize;
+  batch.grad_scale = args.grad_scale;
   unsigned num_blocks = 0;
   auto flush = [&] {
     if (num_blocks > 0) launch("adamw", {dim3(num_blocks), dim3(kThreads)}, stream, adamw_kernel<P, G>, batch);

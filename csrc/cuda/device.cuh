@@ -1,7 +1,7 @@
 // Everything that is CUDA's own: launches, shared memory, reductions, vector loads and stores, element types.
 //
-// Compiled by nvcc, this is CUDA. Compiled by g++ with tests/simt first on the include path, the <cuda_*.h> below are the
-// simulator's, and the same kernels run on the CPU.
+// Compiled by nvcc, this is CUDA. Compiled by g++ with tests/simt first on the include path, the <cuda_*.h> below are
+// the simulator's, and the same kernels run on the CPU.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -39,14 +39,16 @@ struct Grid {
 
 // Starts kernel(arguments...) on `stream`. Faults of a kernel that runs show at a later call, as CUDA has it.
 template <class... Parameters, class... Arguments>
-void launch(const char* name, const Grid& grid, void* stream, void (*kernel)(Parameters...), const Arguments&... arguments) {
+void launch(const char* name, const Grid& grid, void* stream, void (*kernel)(Parameters...),
+            const Arguments&... arguments) {
   cudaLaunchConfig_t config{};
   config.gridDim = grid.blocks;
   config.blockDim = grid.threads;
   config.dynamicSmemBytes = grid.shared_bytes;
   config.stream = static_cast<cudaStream_t>(stream);
   const cudaError_t error = cudaLaunchKernelEx(&config, kernel, arguments...);
-  if (error != cudaSuccess) throw std::runtime_error(std::string("llmsys.cuda.") + name + ": " + cudaGetErrorString(error));
+  if (error != cudaSuccess)
+    throw std::runtime_error(std::string("llmsys.cuda.") + name + ": " + cudaGetErrorString(error));
 }
 
 // Whether all these may be read and written kVectorBytes at a time. A null pointer may.
@@ -137,8 +139,8 @@ __device__ inline float warp_sum(float value) {
   return value;
 }
 
-// The sum over threadIdx.x, apart for each threadIdx.y. Needs blockDim.x a multiple of kWarp, and the whole block to call
-// it unless blockDim.x is kWarp.
+// The sum over threadIdx.x, apart for each threadIdx.y. Needs blockDim.x a multiple of kWarp, and the whole block to
+// call it unless blockDim.x is kWarp.
 __device__ inline float row_sum(float value) {
   value = warp_sum(value);
   if (blockDim.x == kWarp) return value;

@@ -9,11 +9,12 @@ namespace {
 
 constexpr int kMaxThreads = 512;
 
-// Vectors of a row that a thread keeps in registers, so that it reads them once. The backward keeps twice as many values
-// and the sums beside them.
+// Vectors of a row that a thread keeps in registers, so that it reads them once. The backward keeps twice as many
+// values and the sums beside them.
 constexpr int kHeldForward = 4, kHeldBackward = 2;
 
-// Calls visit(v, i) for each vector v of a row that is this thread's: i < kHeld for those that fit its registers, else kHeld.
+// Calls visit(v, i) for each vector v of a row that is this thread's: i < kHeld for those that fit its registers, else
+// kHeld.
 template <int kHeld, class Visit>
 __device__ void for_each_vector(int64_t vectors, Visit visit) {
 #pragma unroll
@@ -81,7 +82,8 @@ __global__ void __launch_bounds__(kMaxThreads) backward_kernel(const RMSNormBack
   const int64_t begin = args.rows * blockIdx.x / args.chunks, end = args.rows * (blockIdx.x + 1) / args.chunks;
 
   constexpr int kHeld = kHeldBackward;
-  // Columns beyond the registers are summed in `partial` itself; then blockDim.y is 1 and the columns are this thread's.
+  // Columns beyond the registers are summed in `partial` itself; then blockDim.y is 1 and the columns are this
+  // thread's.
   float dweight[kHeld][kWidth] = {};
   for_each_vector<kHeld>(args.dim / kWidth, [&](int64_t v, int i) {
     if (i == kHeld) store(partial + v * kWidth, Vector<float, kWidth>{});
@@ -129,9 +131,9 @@ constexpr int kSumThreads = 16;
 
 // dweight[d] = sum over the chunks: threadIdx.y takes every kSumThreads-th, then their sums are added in order.
 template <class W>
-__global__ void __launch_bounds__(kWarp * kSumThreads)
+__global__ void __launch_bounds__(kWarp* kSumThreads)
     sum_chunks_kernel(const float* partial, W* dweight, int64_t dim, int64_t chunks) {
-  LLMSYS_SHARED(float, sums, kSumThreads * kWarp);
+  LLMSYS_SHARED(float, sums, kSumThreads* kWarp);
   const int64_t d = int64_t(blockIdx.x) * kWarp + threadIdx.x;
   float sum = 0.0f;
   if (d < dim)

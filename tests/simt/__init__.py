@@ -27,9 +27,9 @@ from llmsys.ops._op import Op
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 BUILD = ROOT / "build" / "simt"
-SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1")
+SANITIZE = ("-fsanitize=address,alignment,signed-integer-overflow", "-fno-sanitize-recover=all", "-g1")
 FLAGS = ("-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas")
-BINDINGS = ("-DLLMSYS_WITH_CPU=0", "-DLLMSYS_WITH_CUDA=1", "-DLLMSYS_MODULE=llmsys_simt")
+BINDINGS = ("-O0", "-DLLMSYS_WITH_CPU=0", "-DLLMSYS_WITH_CUDA=1", "-DLLMSYS_MODULE=llmsys_simt")
 
 
 def why_not() -> str | None:
@@ -40,12 +40,12 @@ def why_not() -> str | None:
 
 
 def register(op: Op) -> None:
-    """Give `op` the implementation `cuda_simt` if it has native kernels; they are built at the first call."""
-    name = f"llmsys.ops.{op.name}.native"
-    if importlib.util.find_spec(name) and "cuda_simt" not in op.implementations:
+    """Give `op` the implementation `cuda_simt` if it has a CUDA one; the kernels are built at the first call."""
+    if "cuda" in op.implementations and "cuda_simt" not in op.implementations:
+        native = importlib.import_module(f"llmsys.ops.{op.name}.native")
         missing = why_not()
         kernels = Kernels("cuda_simt", "cpu", None if missing else _Lazy(), missing or "")
-        op.implementations["cuda_simt"] = importlib.import_module(name).implementation(kernels)
+        op.implementations["cuda_simt"] = native.implementation(kernels)
 
 
 class _Lazy(ModuleType):
@@ -65,10 +65,13 @@ def module() -> ModuleType:
 
     sanitize = SANITIZE if has_address_sanitizer() else ()
     python = (f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}", *BINDINGS)
+    kernels = sorted((ROOT / "csrc/cuda").glob("*.cu"))
+    with_kernels = {"module", *(source.stem for source in kernels)}
+    bindings = [source for source in sorted((ROOT / "csrc/bindings").glob("*.cpp")) if source.stem in with_kernels]
     objects = _compile(
         [
-            *((source, python) for source in sorted((ROOT / "csrc/bindings").glob("*.cpp"))),
-            *((source, sanitize) for source in sorted((ROOT / "csrc/cuda").glob("*.cu"))),
+            *((source, python) for source in bindings),
+            *((source, sanitize) for source in kernels),
             *((HERE / source, sanitize) for source in ("fiber.cpp", "simt.cpp")),
         ]
     )

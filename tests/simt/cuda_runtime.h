@@ -50,8 +50,10 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const std::function<void()>
 }
 
 template <class... Parameters, class... Arguments>
-cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...), Arguments&&... arguments) {
-  static_assert((std::is_trivially_copyable_v<std::decay_t<Parameters>> && ...), "kernel arguments are copied as bytes");
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
+                               Arguments&&... arguments) {
+  static_assert((std::is_trivially_copyable_v<std::decay_t<Parameters>> && ...),
+                "kernel arguments are copied as bytes");
   static_assert((sizeof(Parameters) + ... + 0) <= 4096, "kernel arguments hold 4 KiB");
   return simt::launch(*config, [&] { kernel(arguments...); });
 }

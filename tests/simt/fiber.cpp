@@ -33,7 +33,9 @@ namespace {
 const void* outside_bottom;
 size_t outside_bytes;
 
-void announce(void** fake_stack, const void* bottom, size_t bytes) { __sanitizer_start_switch_fiber(fake_stack, bottom, bytes); }
+void announce(void** fake_stack, const void* bottom, size_t bytes) {
+  __sanitizer_start_switch_fiber(fake_stack, bottom, bytes);
+}
 void arrived_inside(void* fake_stack) { __sanitizer_finish_switch_fiber(fake_stack, &outside_bottom, &outside_bytes); }
 void arrived_outside(void* fake_stack) { __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr); }
 #else

@@ -25,7 +25,7 @@ struct Thread {
   Fiber fiber;
   uint3 index;
   bool waits;
-  Site site;     // of the wait
+  Site site;      // of the wait
   unsigned mask;  // of a wait for lanes
   uint64_t sent, received;
   int source;
@@ -134,7 +134,8 @@ void run_thread() {
   for (int t = 0; t < num_threads; ++t) {
     const Thread& thread = *threads[t];
     if (!thread.waits) continue;
-    if (std::any_of(seen.begin(), seen.end(), [&](const Site& site) { return same_place(site, thread.site); })) continue;
+    if (std::any_of(seen.begin(), seen.end(), [&](const Site& site) { return same_place(site, thread.site); }))
+      continue;
     seen.push_back(thread.site);
     waits += (waits.empty() ? "" : "; ") + name_of(t) + " at " + name_of(thread.site);
     if (thread.mask) waits += " with mask " + hex(thread.mask);
@@ -245,7 +246,8 @@ uint64_t exchange(const Site& site, unsigned mask, uint64_t sent, int source) {
   Thread& self = *threads[current];
   self.sent = sent;
   self.source = source;
-  auto meeting = std::find_if(warp.meetings.begin(), warp.meetings.end(), [&](auto& m) { return (m.mask & mask) != 0; });
+  auto meeting =
+      std::find_if(warp.meetings.begin(), warp.meetings.end(), [&](auto& m) { return (m.mask & mask) != 0; });
   if (meeting == warp.meetings.end()) {
     warp.meetings.push_back({site, mask, 0});
     meeting = warp.meetings.end() - 1;
@@ -286,7 +288,8 @@ void SharedMemory::check_bounds(const char* verb, int64_t offset, size_t bytes) 
   if (offset < 0 || offset + int64_t(bytes) > int64_t(bytes_.size()))
     fault(std::string(verb) + " " + element(offset, bytes) + ", out of bounds: the array has " +
           std::to_string(bytes_.size() / bytes) + " elements");
-  if (offset % int64_t(bytes) != 0) fault(std::string(verb) + " " + name_ + " at byte " + std::to_string(offset) + ", unaligned");
+  if (offset % int64_t(bytes) != 0)
+    fault(std::string(verb) + " " + name_ + " at byte " + std::to_string(offset) + ", unaligned");
 }
 
 // Accesses of two threads are in order if a barrier of the block lies between them, or a __syncwarp of their warp.
@@ -304,7 +307,8 @@ void SharedMemory::read(int64_t offset, void* to, size_t bytes) {
   const Access now{interval, current, threads[current]->warp_syncs};
   for (size_t b = 0; b < bytes; ++b) {
     History& history = history_[offset + b];
-    if (history.write.interval < first_interval_of_block) fault("reads " + element(offset, bytes) + ", which nobody has written");
+    if (history.write.interval < first_interval_of_block)
+      fault("reads " + element(offset, bytes) + ", which nobody has written");
     check_order("reads", history.write, "wrote", offset, bytes);
     const bool first = history.read.interval != interval || history.read.thread == current;
     (first ? history.read : history.other_read) = now;
