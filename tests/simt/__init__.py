@@ -40,12 +40,12 @@ def why_not() -> str | None:
 
 
 def register(op: Op) -> None:
-    """Give `op` the implementation `cuda_simt` if it has native kernels; they are built at the first call."""
-    name = f"llmsys.ops.{op.name}.native"
-    if importlib.util.find_spec(name) and "cuda_simt" not in op.implementations:
+    """Give `op` the implementation `cuda_simt` if it has CUDA kernels; they are built at the first call."""
+    if "cuda" in op.implementations and "cuda_simt" not in op.implementations:
         missing = why_not()
         kernels = Kernels("cuda_simt", "cpu", None if missing else _Lazy(), missing or "")
-        op.implementations["cuda_simt"] = importlib.import_module(name).implementation(kernels)
+        native = importlib.import_module(f"llmsys.ops.{op.name}.native")
+        op.implementations["cuda_simt"] = native.implementation(kernels)
 
 
 class _Lazy(ModuleType):
