@@ -11,13 +11,13 @@ namespace {
 
 using Addresses = std::vector<uintptr_t>;
 
-// adamw(addresses of each list's tensors, numels, the other fields of AdamW in order, stream); no masters: [].
+// adamw(stream, addresses of each list's tensors, numels, the other fields of AdamW in order); no masters: [].
 void bind(pybind11::module_& module, Kernel<AdamW> kernel) {
-  module.def("adamw", [kernel](const Addresses& params, const Addresses& grads, const Addresses& exp_avgs,
+  module.def("adamw", [kernel](uintptr_t stream, const Addresses& params, const Addresses& grads, const Addresses& exp_avgs,
                                const Addresses& exp_avg_sqs, const Addresses& masters, const std::vector<int64_t>& numels,
                                double lr, double beta1, double beta2, double eps, double weight_decay,
                                double bias_correction1, double bias_correction2, uintptr_t grad_scale, bool maximize,
-                               int param_dtype, int grad_dtype, uintptr_t stream) {
+                               int param_dtype, int grad_dtype) {
     pybind11::gil_scoped_release unlocked;
     std::vector<AdamWTensor> tensors(numels.size());
     for (size_t i = 0; i < tensors.size(); ++i)

@@ -9,10 +9,10 @@
 namespace llmsys {
 namespace {
 
-// grad_norm(address, numel and element type of each tensor, address of the norm, stream)
+// grad_norm(stream, address, numel and element type of each tensor, address of the norm)
 [[maybe_unused]] void bind(pybind11::module_& module, Kernel<GradNorm> kernel) {
-  module.def("grad_norm", [kernel](const std::vector<uintptr_t>& addresses, const std::vector<int64_t>& numels,
-                                   const std::vector<int>& dtypes, uintptr_t norm, uintptr_t stream) {
+  module.def("grad_norm", [kernel](uintptr_t stream, const std::vector<uintptr_t>& addresses,
+                                   const std::vector<int64_t>& numels, const std::vector<int>& dtypes, uintptr_t norm) {
     pybind11::gil_scoped_release unlocked;
     std::vector<GradNormTensor> tensors(numels.size());
     for (size_t i = 0; i < tensors.size(); ++i)

@@ -105,7 +105,7 @@ def _check_lists(lists: dict[str, list[torch.Tensor]]) -> None:
 def _check_grad_scale(grad_scale: torch.Tensor, param: torch.Tensor) -> None:
     if not isinstance(grad_scale, torch.Tensor):
         raise TypeError(
-            f"llmsys.adamw: grad_scale is a {type(grad_scale).__name__}, expected a tensor of shape () and torch.float32"
+            f"llmsys.adamw: grad_scale is a {type(grad_scale).__name__}, expected a tensor of shape (), torch.float32"
         )
     if grad_scale.dtype not in (torch.float32, torch.promote_types(param.dtype, torch.float32)):
         raise TypeError(f"llmsys.adamw: grad_scale is {grad_scale.dtype}, expected torch.float32")
