@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from benchmarks.contest import Case
@@ -139,7 +140,7 @@ def table(verdicts: Sequence[Verdict]) -> Table:
     for heading in ("what", "bar", "measured", ""):
         shown.add_column(heading, no_wrap=heading != "measured")
     for verdict in verdicts:
-        shown.add_row(verdict.bar.subject, verdict.bar.promise, measured(verdict), status(verdict))
+        shown.add_row(*map(escape, (verdict.bar.subject, verdict.bar.promise, measured(verdict), status(verdict))))
     return shown
 
 

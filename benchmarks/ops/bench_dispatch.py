@@ -22,7 +22,7 @@ WAYS = ("no autograd", "autograd", "torch.compile", "torch.compile, autograd")
 def contest(way: str, case: Case, device: str) -> Contest:
     """`llmsys.rms_norm` called in one way, and PyTorch's own function called in the same way."""
     x, weight, *_ = cases.inputs(case.shape, getattr(torch, case.dtype), device=device)
-    raw = raw_call(x, weight) if device == "cpu" else "measured on the CPU only"
+    raw = raw_call(x, weight, torch.empty_like(x)) if device == "cpu" else "measured on the CPU only"
     for tensor in (x, weight):
         tensor.requires_grad_(way.endswith("autograd") and way != "no autograd")
     ours: Callable = llmsys.rms_norm
@@ -38,12 +38,13 @@ def contest(way: str, case: Case, device: str) -> Contest:
     return entered
 
 
-def raw_call(x: torch.Tensor, weight: torch.Tensor) -> Callable[[int], object]:
+def raw_call(x: torch.Tensor, weight: torch.Tensor, y: torch.Tensor) -> Callable[[int], object]:
     """The native kernel with its arguments ready; csrc/rms_norm.h names them."""
-    y, rstd = torch.empty_like(x), torch.empty(x.shape[:-1])
+    rstd = torch.empty(x.shape[:-1])
     (rows, dim), dtype = x.shape, DTYPES[x.dtype]
     addresses = (x.data_ptr(), 0, weight.data_ptr(), 0, y.data_ptr(), rstd.data_ptr())
-    arguments = (*addresses, rows, dim, dim, 0, EPS, 0.0, dtype, dtype, 0)
+    stream = 0
+    arguments = (stream, *addresses, rows, dim, dim, 0, EPS, 0.0, dtype, dtype)
     kernel = _C.cpu.rms_norm_forward
     kept_alive = (x, weight, y, rstd)
     return lambda index, kept_alive=kept_alive: kernel(*arguments)

@@ -126,11 +126,11 @@ def _native_ways(source: torch.Tensor, target: torch.Tensor) -> dict[str, Callab
     cpu = _native_cpu()
     if cpu is None:
         return {}
-    num_bytes, stream = source.nbytes, 0
+    stream, num_bytes = 0, source.nbytes
     return {
-        "read: native": lambda: cpu.memory_traffic(source.data_ptr(), 0, num_bytes, stream),
-        "write: native": lambda: cpu.memory_traffic(0, target.data_ptr(), num_bytes, stream),
-        "copy: native": lambda: cpu.memory_traffic(source.data_ptr(), target.data_ptr(), num_bytes, stream),
+        "read: native": lambda: cpu.memory_traffic(stream, source.data_ptr(), 0, num_bytes),
+        "write: native": lambda: cpu.memory_traffic(stream, 0, target.data_ptr(), num_bytes),
+        "copy: native": lambda: cpu.memory_traffic(stream, source.data_ptr(), target.data_ptr(), num_bytes),
     }
 
 

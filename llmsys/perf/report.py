@@ -131,6 +131,7 @@ def sizes(shape: Sequence[int]) -> str:
 
 def rows_table(rows: Sequence[Row]) -> "Table":
     """Rows by case: time, rate, share of the ceiling, and how many times longer each peer takes."""
+    from rich.markup import escape
     from rich.table import Table
 
     reasons = {f"{name}: {reason}" for row in rows for name, reason in row.peers_why_not.items()}
@@ -148,10 +149,10 @@ def rows_table(rows: Sequence[Row]) -> "Table":
         case = f"{row.op} {row.mode} {row.direction} {sizes(row.shape)} {row.dtype} {row.caches}"
         if case != previous:
             table.add_section()
-        head = ["" if case == previous else case, row.impl]
+        head = ["" if case == previous else case, escape(row.impl)]
         previous = case
         if row.median_s is None or row.quartiles_s is None:
-            table.add_row(*head, "–", "", "", row.why_not)
+            table.add_row(*head, "–", "", "", escape(row.why_not or ""))
             continue
         first, third = (f"{1e6 * seconds:.1f}" for seconds in row.quartiles_s)
         rate = f"{row.bytes / row.median_s / 1e9:.1f}" if row.bytes else ""

@@ -37,11 +37,14 @@ def test_libc_ways_touch_every_byte():
 
 
 @pytest.mark.skipif(ceilings._native_cpu() is None, reason="llmsys._C is not built")
-def test_native_copy_touches_every_byte():
+def test_native_ways_touch_every_byte():
     source = torch.randint(0, 255, (3 * ceilings.NATIVE_BLOCK_BYTES,), dtype=torch.uint8)
     target = torch.zeros_like(source)
-    ceilings._native_ways(source, target)["copy: native"]()
+    ways = ceilings._native_ways(source, target)
+    ways["copy: native"]()
     assert torch.equal(source, target)
+    ways["write: native"]()
+    assert not target.any()
 
 
 def test_copier_owns_its_buffers():

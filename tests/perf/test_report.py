@@ -12,7 +12,7 @@ ROW = report.Row(
     peers={"eager": 5e-6, "apex": None}, peers_why_not={"apex": "not installed"}, correct=True,
 )  # fmt: skip
 RED = report.Row(
-    op="rms_norm", impl="triton", mode="ready", direction="forward", shape=(16, 64), dtype="bfloat16", caches="cold",
+    op="rms_norm", impl="cpu[avx2]", mode="ready", direction="forward", shape=(16, 64), dtype="bfloat16", caches="cold",
     correct=False, why_not="wrong: y error 1.0, allowed 0.1",
 )  # fmt: skip
 
@@ -63,7 +63,7 @@ def test_foreign_record(tmp_path, text, message):
 def test_table_shows_ratios_reasons_and_no_number_for_red():
     text = rendered(report.rows_table([ROW, RED]))
     assert "2.50" in text and "not installed" in text and "wrong: y error" in text
-    red_line = next(line for line in text.splitlines() if "triton" in line)
+    red_line = next(line for line in text.splitlines() if "cpu[avx2]" in line)
     assert "µs" not in red_line and "0.0" not in red_line
 
 
