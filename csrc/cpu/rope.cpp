@@ -110,7 +110,7 @@ void rope(const Rope& args) {
     using T = decltype(element);
     const bool halves_aligned = args.interleaved || args.rotary_dim / 2 * sizeof(T) % LLMSYS_VECTOR_BYTES == 0;
     const int64_t rows = args.batch * args.tokens * args.heads;
-    halves_aligned && worth_streaming<T>(rows, args.head_dim, args.y) ? run<true, T>(args) : run<false, T>(args);
+    halves_aligned&& worth_streaming<T>(rows, args.head_dim, args.y) ? run<true, T>(args) : run<false, T>(args);
   });
 }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from llmsys.ops._cases import random
@@ -34,9 +36,9 @@ VARIANTS: tuple[dict, ...] = (
 
 
 def shape(*sizes: int) -> tuple[int, int, int, int]:
-    """(B, T, H, K) for the (T, K) or (B, T, K) of a check that every op goes through."""
-    *batch, tokens, head_dim = sizes
-    return batch[0] if batch else 2, tokens, 3, head_dim
+    """(B, T, H, K) with at least as many rows as a check that every op goes through asks for by (..., K)."""
+    *rows, head_dim = sizes
+    return 2, 2 + math.prod(rows) // 6, 3, head_dim
 
 
 def inputs(

@@ -1,4 +1,6 @@
-"""Rotary position embedding in Triton: a program rotates heads of one token, which share its row of the tables."""
+"""Rotary position embedding in Triton: a program rotates heads of a few tokens, each of which reads its row of the
+tables once for all of them.
+"""
 
 from __future__ import annotations
 
@@ -31,41 +33,48 @@ def rope_kernel(
     sin_token_stride,
     INTERLEAVED: tl.constexpr,
     INVERSE: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr,
     BLOCK_HEADS: tl.constexpr,
     BLOCK_HALF: tl.constexpr,
     BLOCK_REST: tl.constexpr,
 ):
+    blocks = tl.cdiv(tokens, BLOCK_TOKENS)
     program = tl.program_id(0).to(tl.int64)
-    sequence, token = program // tokens, program % tokens
-    head = tl.program_id(1).to(tl.int64) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)[:, None]
+    sequence = program // blocks
+    token = program % blocks * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)[:, None, None]
+    head = tl.program_id(1).to(tl.int64) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)[None, :, None]
+    inside = (token < tokens) & (head < heads)
     x_ptr += sequence * x_batch_stride + token * x_token_stride + head * x_head_stride
-    y_ptr += (program * heads + head) * head_dim
-    i = tl.arange(0, BLOCK_HALF)[None, :]
-    cos = load(cos_ptr + sequence * cos_batch_stride + token * cos_token_stride + i, i < half)
-    sin = load(sin_ptr + sequence * sin_batch_stride + token * sin_token_stride + i, i < half)
+    y_ptr += ((sequence * tokens + token) * heads + head) * head_dim
+    i = tl.arange(0, BLOCK_HALF)[None, None, :]
+    mask = (token < tokens) & (i < half)
+    cos = load(cos_ptr + sequence * cos_batch_stride + token * cos_token_stride + i, mask)
+    sin = load(sin_ptr + sequence * sin_batch_stride + token * sin_token_stride + i, mask)
     if INVERSE:
         sin = -sin
-    mask = (head < heads) & (i < half)
+    mask = inside & (i < half)
     if INTERLEAVED:
-        d = 2 * i[:, :, None] + tl.arange(0, 2)[None, None, :]
-        mask = mask[:, :, None]
-        a, b = tl.split(load(x_ptr[:, :, None] + d, mask))
-        store(y_ptr[:, :, None] + d, tl.join(a * cos - b * sin, b * cos + a * sin), mask)
+        d = 2 * i[:, :, :, None] + tl.arange(0, 2)[None, None, None, :]
+        mask = mask[:, :, :, None]
+        a, b = tl.split(load(x_ptr[:, :, :, None] + d, mask))
+        store(y_ptr[:, :, :, None] + d, tl.join(a * cos - b * sin, b * cos + a * sin), mask)
     else:
         a, b = load(x_ptr + i, mask), load(x_ptr + half + i, mask)
         store(y_ptr + i, a * cos - b * sin, mask)
         store(y_ptr + half + i, b * cos + a * sin, mask)
     if BLOCK_REST > 0:
-        d = 2 * half + tl.arange(0, BLOCK_REST)[None, :]
-        mask = (head < heads) & (d < head_dim)
+        d = 2 * half + tl.arange(0, BLOCK_REST)[None, None, :]
+        mask = inside & (d < head_dim)
         tl.store(y_ptr + d, tl.load(x_ptr + d, mask=mask), mask=mask)
 
 
-def tile(heads: int, half: int, rest: int) -> tuple[int, int, int]:
-    """(BLOCK_HEADS, BLOCK_HALF, BLOCK_REST)"""
+def tile(tokens: int, heads: int, half: int, rest: int) -> tuple[int, int, int, int]:
+    """(BLOCK_TOKENS, BLOCK_HEADS, BLOCK_HALF, BLOCK_REST)"""
     block_half = triton.next_power_of_2(max(half, 1))
     block_rest = triton.next_power_of_2(rest) if rest else 0
-    return min(triton.next_power_of_2(heads), max(TILE // (2 * block_half + block_rest), 1)), block_half, block_rest
+    rows = max(TILE // triton.next_power_of_2(2 * block_half + block_rest), 1)
+    block_heads = min(triton.next_power_of_2(heads), rows)
+    return min(triton.next_power_of_2(tokens), rows // block_heads), block_heads, block_half, block_rest
 
 
 def launch(
@@ -76,13 +85,13 @@ def launch(
     if y.numel() == 0:
         return y
     (batch, tokens, heads, head_dim), half = x.shape, cos.shape[-1]
-    block_heads, block_half, block_rest = tile(heads, half, head_dim - 2 * half)
+    block_tokens, block_heads, block_half, block_rest = tile(tokens, heads, half, head_dim - 2 * half)
     strides = (*x.stride()[:-1], *table_strides(cos), *table_strides(sin))
     with device_of(x):
-        rope_kernel[(batch * tokens, triton.cdiv(heads, block_heads))](
+        rope_kernel[(batch * triton.cdiv(tokens, block_tokens), triton.cdiv(heads, block_heads))](
             *(x, cos, sin, y, tokens, heads, head_dim, half, *strides),
-            *(interleaved, inverse, block_heads, block_half, block_rest),
-            num_warps=num_warps(block_heads * (2 * block_half + block_rest)),
+            *(interleaved, inverse, block_tokens, block_heads, block_half, block_rest),
+            num_warps=num_warps(block_tokens * block_heads * (2 * block_half + block_rest)),
         )
     return y
 
