@@ -2,8 +2,8 @@
 
 Each run has a process of its own, so that its memory can be told apart. They take turns of a few steps, and the order
 of the turns alternates, so that whatever else the machine does slows both alike. A third process, the control, is the
-stock run with every initial weight moved by about one rounding of its dtype: how far it drifts from the stock run in
-its few steps is how far rounding alone takes two runs apart.
+stock run with other roundings: how far it drifts from the stock run in its few steps is how far rounding alone takes
+two runs apart.
 """
 
 import multiprocessing
@@ -19,7 +19,6 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from llmsys.models.llama import Llama
 from llmsys.train.config import TrainConfig
 from llmsys.train.trainer import Record
 
@@ -165,7 +164,7 @@ def _serve(pipe: Connection, name: str, config: TrainConfig, tokens: Path, dtype
     from llmsys.models.weights import save_weights
     from llmsys.train.peak_memory import PeakMemory
     from llmsys.train.run import batches
-    from llmsys.train.stock import stock
+    from llmsys.train.stock import control, stock
     from llmsys.train.trainer import Trainer, fused
 
     torch.set_num_threads(threads)
@@ -174,9 +173,7 @@ def _serve(pipe: Connection, name: str, config: TrainConfig, tokens: Path, dtype
     token_file = TokenFile(tokens)
     memory = PeakMemory(config.device)
     try:
-        engine = (fused if name == "llmsys" else stock)(config, dtype)
-        if name == "control":
-            perturb(engine.model, config.seed)
+        engine = {"llmsys": fused, "stock": stock, "control": control}[name](config, dtype)
         trainer = Trainer(
             config, engine, batches(config, token_file, "train"), batches(config, token_file, "validation")
         )
@@ -194,12 +191,3 @@ def _serve(pipe: Connection, name: str, config: TrainConfig, tokens: Path, dtype
     except BaseException:
         pipe.send(("error", traceback.format_exc()))
         sys.exit(1)
-
-
-@torch.no_grad()
-def perturb(model: Llama, seed: int) -> None:
-    """Multiply each weight by 1 ± eps of its dtype, the sign at random: at most two roundings away, most often one."""
-    generator = torch.Generator().manual_seed(seed)
-    for weight in model.parameters():
-        signs = torch.randint(0, 2, weight.shape, generator=generator).to(weight.device) * 2 - 1
-        weight.copy_(weight.double() * (1 + signs * torch.finfo(weight.dtype).eps))

@@ -58,7 +58,7 @@ def print_comparison(
     console.print(table)
     console.print(
         f"curves {'agree' if judged.holds else 'DISAGREE'}: they drift {judged.drift:.1e} apart while rounding is "
-        f"allowed {judged.drift_limit:.1e} (from a run with weights moved by one rounding), and end {judged.final:.1e} "
+        f"allowed {judged.drift_limit:.1e} (from a stock run with other roundings), and end {judged.final:.1e} "
         f"apart while three standard errors of the final loss are {judged.final_limit:.1e}"
     )
 
@@ -78,7 +78,7 @@ def plot_comparison(runs: dict[str, Run], control: list[float], path: Path) -> N
         losses.plot(range(1, len(stock) + 1), runs[name].losses, style, label=f"{name}", linewidth=1.2)
     losses.set_ylabel("training loss (nats)")
     losses.legend()
-    for name, curve in (("llmsys", runs["llmsys"].losses), ("one rounding", control)):
+    for name, curve in (("llmsys", runs["llmsys"].losses), ("other roundings", control)):
         apart = [abs(a - b) for a, b in zip(curve, stock, strict=False)]
         distance.semilogy(range(1, len(apart) + 1), apart, label=f"|{name} - stock|", linewidth=1)
     distance.set_xlabel("step")

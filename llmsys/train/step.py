@@ -25,13 +25,16 @@ class Optimizer(Protocol):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None: ...
 
 
+Clip = Callable[[Iterable[Tensor], float], tuple[Tensor, Tensor | None]]
+
+
 @dataclass(frozen=True)
 class Engine:
     """What trains: a model, its optimizer, and `clip(parameters, max_norm) -> (norm, grad_scale)`."""
 
     model: Llama
     optimizer: Optimizer
-    clip: Callable[[Iterable[Tensor], float], tuple[Tensor, Tensor | None]]
+    clip: Clip
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llmsys.models.llama import Llama
 from llmsys.nn import MLP, RMSNorm
 from llmsys.train.config import TrainConfig
-from llmsys.train.step import Engine
+from llmsys.train.step import Clip, Engine
 from llmsys.train.trainer import build_model, decay_groups
 
 
@@ -60,10 +61,38 @@ def clip(parameters: Iterable[Tensor], max_norm: float) -> tuple[Tensor, None]:
 
 def stock(config: TrainConfig, dtype: torch.dtype) -> Engine:
     """The model of `trainer.fused`, weight for weight, on PyTorch's own functions."""
+    return _engine(config, build_model(config, dtype), clip)
+
+
+def control(config: TrainConfig, dtype: torch.dtype) -> Engine:
+    """The stock engine with other roundings, in the weights it starts from and in the norm of its gradients.
+
+    Weights    each times 1 ± eps of its dtype, the sign at random: one or two roundings away
+    Norm       summed in float64: `clip_grad_norm_` sums in float32, which for 800,000 float32 gradients is off by 3e-5
+               (torch 2.13), and every later step of AdamW feels it
+    """
     model = build_model(config, dtype)
+    generator = torch.Generator().manual_seed(config.seed)
+    with torch.no_grad():
+        for weight in model.parameters():
+            signs = torch.randint(0, 2, weight.shape, generator=generator).to(weight.device) * 2 - 1
+            weight.copy_(weight.double() * (1 + signs * torch.finfo(dtype).eps))
+    return _engine(config, model, _clip_in_float64)
+
+
+def _engine(config: TrainConfig, model: Llama, clip: Clip) -> Engine:
     classes = {RMSNorm: StockRMSNorm, MLP: StockMLP}
     for module in model.modules():
         module.__class__ = classes.get(type(module), type(module))
     c = config.optimizer
     optimizer = StockAdamW(decay_groups(model, c.weight_decay), lr=c.lr, betas=(c.beta1, c.beta2), eps=c.eps)
     return Engine(model, optimizer, clip)
+
+
+@torch.no_grad()
+def _clip_in_float64(parameters: Iterable[Tensor], max_norm: float) -> tuple[Tensor, None]:
+    grads = [weight.grad for weight in parameters if weight.grad is not None]
+    norm = torch.stack([grad.double().square().sum() for grad in grads]).sum().sqrt()
+    for grad in grads:
+        grad.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
+    return norm, None

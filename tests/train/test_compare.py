@@ -7,8 +7,11 @@ import torch
 from rich.console import Console
 
 from llmsys.models import Llama, load_weights
+from llmsys.nn import RMSNorm
 from llmsys.train.compare import ROUNDS, Worker, agreement, compare, turns
 from llmsys.train.comparison import plot_comparison, print_comparison
+from llmsys.train.stock import control, stock
+from llmsys.train.trainer import fused
 
 from .conftest import TINY
 
@@ -33,6 +36,22 @@ def test_rounding_agrees_and_a_bias_does_not():
     late = agreement(curve(3, error=1e-6, bias=1.0), stock, control)
     assert late.final > late.final_limit
     assert not late.holds
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_llmsys_agrees_and_a_wrong_epsilon_does_not(make_trainer, dtype):
+    def losses(engine, eps=1e-6):
+        trainer = make_trainer(dtype=dtype, engine=engine)
+        for module in trainer.model.modules():
+            if isinstance(module, RMSNorm):
+                module.eps = eps
+        return [trainer.step().loss for _ in range(10)]
+
+    expected, other_roundings = losses(stock), losses(control)
+    assert other_roundings != expected
+    assert agreement(losses(fused), expected, other_roundings).holds
+    wrong = agreement(losses(fused, eps=1e-4), expected, other_roundings)
+    assert wrong.drift > wrong.drift_limit
 
 
 @pytest.mark.parametrize("steps", [2, 12, 13, 100])
