@@ -1,4 +1,4 @@
-"""What a training run is made of. The defaults are the demo: 2.4 M parameters that learn Python's text in minutes."""
+"""What a training run is made of. The defaults are the demo: 2.4 M parameters, Python's own text, a few minutes."""
 
 import re
 from dataclasses import dataclass, field

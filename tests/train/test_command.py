@@ -4,6 +4,7 @@ import sys
 import pytest
 
 from llmsys import cli
+from llmsys.train import run
 
 from .conftest import TEXT
 
@@ -23,6 +24,7 @@ def llmsys(monkeypatch, capsys, tmp_path):
     """Runs the command line in `tmp_path`; returns its exit code, its message if it failed, and what it printed."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(run, "tune_allocator", lambda: None)  # it lasts as long as the process, which is the tests'
 
     def call(*words):
         monkeypatch.setattr(sys, "argv", ["llmsys", *words])
