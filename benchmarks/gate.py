@@ -50,11 +50,11 @@ def tensors(value: Any) -> list[torch.Tensor]:
     return [tensor for item in value for tensor in tensors(item)] if isinstance(value, (tuple, list)) else []
 
 
-def copied(value: Any, requires_grad: bool = False) -> Any:
+def copied(value: Any) -> Any:
     """A copy of nested tensors, in the same nest."""
     if isinstance(value, torch.Tensor):
-        return value.detach().clone().requires_grad_(requires_grad)
-    return type(value)(copied(item, requires_grad) for item in value) if isinstance(value, (tuple, list)) else value
+        return value.detach().clone()
+    return type(value)(copied(item) for item in value) if isinstance(value, (tuple, list)) else value
 
 
 def under(isa: str, run: Callable) -> Callable:

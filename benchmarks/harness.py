@@ -19,6 +19,7 @@ from benchmarks.gate import copied, fault_of, fault_of_out, same_bits, tensors, 
 from benchmarks.peers import Peer
 from llmsys import _C, env
 from llmsys.ops._op import Op
+from llmsys.ops._verify import leaves
 from llmsys.perf.timer import sets_for_cold_caches
 
 WAYS = (("ready", "forward"), ("ready", "backward"), ("public", "forward"), ("public", "forward+backward"))
@@ -86,7 +87,8 @@ def _enter_public(contest: Contest, op: Op, args: tuple, gate: Callable, device:
     grads = tuple(torch.randn_like(tensor) for tensor in tensors(result))
     contest.num_sets = num_sets(case, (args, grads), device)
     trains = case.direction == "forward+backward"
-    contest.sets = [(copied(args, requires_grad=trains), grads) for _ in range(contest.num_sets)]
+    copies = [copied(args) for _ in range(contest.num_sets)]
+    contest.sets = [(leaves(op, copy) if trains else copy, grads) for copy in copies]
     chosen = str(op.explain(*args).chosen)
     reason = cannot_time(chosen)
     if reason:

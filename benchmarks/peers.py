@@ -63,6 +63,16 @@ def _swiglu(gate, up):
     return F.silu(gate) * up
 
 
+def _rope(x, cos, sin, interleaved):
+    half = cos.shape[-1]
+    c, s = cos.unsqueeze(-2), sin.unsqueeze(-2)
+    rotating, rest = x[..., : 2 * half], x[..., 2 * half :]
+    a, b = (rotating[..., 0::2], rotating[..., 1::2]) if interleaved else rotating.split(half, -1)
+    pair = a * c - b * s, b * c + a * s
+    rotated = torch.stack(pair, -1).flatten(-2) if interleaved else torch.cat(pair, -1)
+    return torch.cat((rotated.to(x.dtype), rest), -1)
+
+
 def _liger_rms_norm():
     from liger_kernel.transformers.functional import liger_rms_norm
 
@@ -107,6 +117,12 @@ def _flash_attn_swiglu():
     return swiglu
 
 
+def _flash_attn_rope():
+    from flash_attn.layers.rotary import apply_rotary_emb
+
+    return apply_rotary_emb
+
+
 def _deepspeed_adamw():
     from deepspeed.ops.adam import DeepSpeedCPUAdam
 
@@ -135,6 +151,7 @@ SWIGLU = (
     Peer("liger", _liger_swiglu, "liger_kernel", "cuda"),
     Peer("flash-attn", _flash_attn_swiglu, "flash_attn.ops.activations", "cuda"),
 )
+ROPE = (*torch_peers(_rope), Peer("flash-attn", _flash_attn_rope, "flash_attn.layers.rotary", "cuda"))
 # Here `build()` gives what makes an optimizer of parameters and options.
 ADAMW = (
     Peer("torch fused", lambda: partial(torch.optim.AdamW, fused=True)),

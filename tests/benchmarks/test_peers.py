@@ -8,11 +8,12 @@ from benchmarks.gate import tensors
 from benchmarks.peers import Peer
 from llmsys.ops._op import get
 
-OPS = {"rms_norm": peers.RMS_NORM, "add_rms_norm": peers.ADD_RMS_NORM, "swiglu": peers.SWIGLU}
+OPS = {"rms_norm": peers.RMS_NORM, "add_rms_norm": peers.ADD_RMS_NORM, "swiglu": peers.SWIGLU, "rope": peers.ROPE}
 ARGS = {
     "rms_norm": lambda x: (x[0], x[1, 0], 1e-6, 0.0),
     "add_rms_norm": lambda x: (x[0], x[1], x[2, 0], 1e-6, 0.0),
     "swiglu": lambda x: (x[0], x[1]),
+    "rope": lambda x: (x[None], x[:, 0, :12], x[:, 1, :12], False),
 }
 EVERY = [pytest.param(op, peer, id=f"{op}-{peer.name}") for op, listed in OPS.items() for peer in listed]
 

@@ -73,6 +73,12 @@ def swiglu(direction: str, rows: int, dim: int, dtype: torch.dtype) -> None:
     getattr(triton_kernels, direction)(*[x] * (2 if direction == "forward" else 3))
 
 
+def rope(direction: str, heads: int, head_dim: int, dtype: torch.dtype, layout: str, rotary_dim: int) -> None:
+    triton_kernels = import_module("llmsys.ops.rope.triton_kernels")
+    x, table = meta(2, 2048, heads, head_dim, dtype=dtype), meta(2048, rotary_dim // 2, dtype=FLOAT32)
+    getattr(triton_kernels, direction)(x, table, table, layout == "interleaved")
+
+
 def adamw(param_dtype: torch.dtype, grad_dtype: torch.dtype, master: bool) -> None:
     triton_kernels = import_module("llmsys.ops.adamw.triton_kernels")
     wide = [meta(10_000, dtype=FLOAT32)] * 100
@@ -106,6 +112,9 @@ def _cases() -> dict[str, Callable[[], None]]:
         for dim, dtype in product((4096, 4097), (BFLOAT16, FLOAT32)):
             add(swiglu, direction, 4096, dim, dtype)
         add(swiglu, direction, 1, 1, FLOAT32)
+        for layout, dtype in product(("halves", "interleaved"), (BFLOAT16, FLOAT32)):
+            add(rope, direction, 32, 128, dtype, layout, 128)
+        add(rope, direction, 8, 256, BFLOAT16, "halves", 64)
     add(adamw, FLOAT32, FLOAT32, False)
     add(adamw, BFLOAT16, BFLOAT16, True)
     add(adamw, BFLOAT16, FLOAT32, False)

@@ -52,13 +52,14 @@ def rope_kernel(
     sin = load(sin_ptr + sequence * sin_batch_stride + token * sin_token_stride + i, mask)
     if INVERSE:
         sin = -sin
-    mask = inside & (i < half)
     if INTERLEAVED:
-        d = 2 * i[:, :, :, None] + tl.arange(0, 2)[None, None, None, :]
-        mask = mask[:, :, :, None]
-        a, b = tl.split(load(x_ptr[:, :, :, None] + d, mask))
-        store(y_ptr[:, :, :, None] + d, tl.join(a * cos - b * sin, b * cos + a * sin), mask)
+        d = tl.arange(0, 2 * BLOCK_HALF)[None, None, :]
+        mask = inside & (d < 2 * half)
+        pairs = load(x_ptr + d, mask).reshape(BLOCK_TOKENS, BLOCK_HEADS, BLOCK_HALF, 2)
+        a, b = tl.split(pairs)
+        store(y_ptr + d, tl.interleave(a * cos - b * sin, b * cos + a * sin), mask)
     else:
+        mask = inside & (i < half)
         a, b = load(x_ptr + i, mask), load(x_ptr + half + i, mask)
         store(y_ptr + i, a * cos - b * sin, mask)
         store(y_ptr + half + i, b * cos + a * sin, mask)
@@ -91,7 +92,7 @@ def launch(
         rope_kernel[(batch * triton.cdiv(tokens, block_tokens), triton.cdiv(heads, block_heads))](
             *(x, cos, sin, y, tokens, heads, head_dim, half, *strides),
             *(interleaved, inverse, block_tokens, block_heads, block_half, block_rest),
-            num_warps=num_warps(block_tokens * block_heads * (2 * block_half + block_rest)),
+            num_warps=num_warps(block_tokens * block_heads * triton.next_power_of_2(2 * block_half + block_rest)),
         )
     return y
 
