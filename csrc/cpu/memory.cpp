@@ -8,13 +8,30 @@ namespace llmsys::cpu::LLMSYS_ISA {
 namespace {
 
 constexpr int64_t kBlock = 64 << 10;  // bytes a thread takes at a time: whole lines, whole vectors
+constexpr int kUnroll = 4;
 
-template <class Body>
-void for_each_block(int64_t bytes, Body body) {
-  parallel_for(bytes / kBlock, 1, [&](int64_t begin, int64_t end) {
-    body(begin * kBlock, (end - begin) * kBlock);
-    stream_fence();
-  });
+void read(const char* from, int64_t bytes) {
+  U32 sums[kUnroll] = {};
+  for (int64_t at = 0; at < bytes; at += kUnroll * LLMSYS_VECTOR_BYTES)
+    for (int i = 0; i < kUnroll; ++i) {
+      U32 value;
+      memcpy(&value, from + at + i * LLMSYS_VECTOR_BYTES, sizeof value);
+      sums[i] ^= value;
+    }
+  __asm__ volatile("" ::"g"(sums) : "memory");  // the reads are wanted, what they sum to is not
+}
+
+void write(char* to, int64_t bytes) {
+  for (int64_t at = 0; at < bytes; at += LLMSYS_VECTOR_BYTES) store_vector<true>(to + at, U32{});
+}
+
+void copy(const char* from, char* to, int64_t bytes) {
+  for (int64_t at = 0; at < bytes; at += kUnroll * LLMSYS_VECTOR_BYTES)
+    for (int i = 0; i < kUnroll; ++i) {
+      U32 value;
+      memcpy(&value, from + at + i * LLMSYS_VECTOR_BYTES, sizeof value);
+      store_vector<true>(to + at + i * LLMSYS_VECTOR_BYTES, value);
+    }
 }
 
 }  // namespace
@@ -22,19 +39,15 @@ void for_each_block(int64_t bytes, Body body) {
 void memory_traffic(const MemoryTraffic& args) {
   const char* from = static_cast<const char*>(args.from);
   char* to = static_cast<char*>(args.to);
-  for_each_block(args.bytes, [&](int64_t offset, int64_t bytes) {
-    U32 sum = {};
-    for (int64_t at = offset; at < offset + bytes; at += 4 * LLMSYS_VECTOR_BYTES)
-      for (int i = 0; i < 4; ++i) {
-        const int64_t lane = at + i * LLMSYS_VECTOR_BYTES;
-        U32 value = {};
-        if (from) memcpy(&value, from + lane, sizeof value);
-        if (to)
-          store_vector<true>(to + lane, value);
-        else
-          sum = sum ^ value;
-      }
-    if (!to) __asm__ volatile("" ::"g"(&sum) : "memory");  // the reads are wanted, their sum is not
+  parallel_for(args.bytes / kBlock, 1, [&](int64_t begin, int64_t end) {
+    const int64_t offset = begin * kBlock, bytes = (end - begin) * kBlock;
+    if (from && to)
+      copy(from + offset, to + offset, bytes);
+    else if (from)
+      read(from + offset, bytes);
+    else
+      write(to + offset, bytes);
+    stream_fence();
   });
 }
 

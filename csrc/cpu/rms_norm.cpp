@@ -16,6 +16,13 @@ double sum_of_squares(const T* x, int64_t dim) {
       [&](int64_t d, int count) { return square(load(x + d, count)); });
 }
 
+// A row's sum must be known before the row is scaled, so memory would idle meanwhile: the scaling of one row fetches
+// the next, where two rows fit a core's private cache.
+template <class T>
+bool prefetchable(int64_t dim) {
+  return dim * int64_t(sizeof(T)) <= (64 << 10);
+}
+
 // s = x + residual, rounded; read back below as it was stored.
 template <class T>
 void add_row(const T* x, const T* residual, T* sum, int64_t dim) {
@@ -29,10 +36,11 @@ void add_row(const T* x, const T* residual, T* sum, int64_t dim) {
 }
 
 template <bool kStream, class T, class W>
-void scale_row(const T* s, const W* weight, T* y, int64_t dim, float rstd, float weight_offset) {
+void scale_row(const T* s, const W* weight, T* y, int64_t dim, float rstd, float weight_offset, const T* next) {
   for_each_pair(
       dim,
       [&](int64_t d) {
+        prefetch(next + d);
         F32 low = load(s + d) * rstd * (load(weight + d) + weight_offset);
         F32 high = load(s + d + kLanes) * rstd * (load(weight + d + kLanes) + weight_offset);
         store_pair<kStream>(y + d, low, high);
@@ -50,6 +58,7 @@ void forward(const RMSNormForward& args) {
   T* sum = static_cast<T*>(args.sum);
   T* y = static_cast<T*>(args.y);
   const int64_t dim = args.dim;
+  const bool fits = prefetchable<T>(dim);
   parallel_for(args.rows, grain_of(2 * dim * sizeof(T)), [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       const T* s = x + row * args.x_stride;
@@ -59,7 +68,8 @@ void forward(const RMSNormForward& args) {
       }
       const float rstd = float(1.0 / __builtin_sqrt(sum_of_squares(s, dim) / double(dim) + double(args.eps)));
       if (args.rstd) args.rstd[row] = rstd;
-      scale_row<kStream>(s, weight, y + row * dim, dim, rstd, args.weight_offset);
+      const T* next = x + (row + (row + 1 < end && fits)) * args.x_stride;
+      scale_row<kStream>(s, weight, y + row * dim, dim, rstd, args.weight_offset, next);
     }
     if (kStream) stream_fence();
   });
@@ -74,30 +84,41 @@ double weighted_dot(const T* dy, const T* s, const W* weight, int64_t dim, float
       [&](int64_t d, int count) { return term(load(dy + d, count), load(weight + d, count), load(s + d, count)); });
 }
 
+// dx = rstd * (dy * w - s * rstd^2 * mean(dy * w * s)) + dsum of one row, and its share of dweight. A row at a time:
+// two would halve the traffic of `partial`, but their lines then fall on the same few sets of the first cache.
 template <bool kStream, class T, class W>
-void backward_row(const T* dy, const T* dsum, const T* s, const W* weight, T* dx, float* dweight, int64_t dim,
-                  float rstd, float weight_offset) {
-  // dx = rstd * (dy * w - s * rstd^2 * mean(dy * w * s)) + dsum
-  const double r = rstd;
-  const float projection = float(weighted_dot(dy, s, weight, dim, weight_offset) / double(dim) * r * r * r);
-  auto gradient = [&](F32 g, F32 v, F32 w) { return g * (w + weight_offset) * rstd - v * projection; };
+void backward_row(const RMSNormBackward& args, float* partial, int64_t row, int64_t next) {
+  const int64_t dim = args.dim;
+  const W* weight = static_cast<const W*>(args.weight);
+  const T* dy = static_cast<const T*>(args.dy) + row * args.dy_stride;
+  const T* s = static_cast<const T*>(args.s) + row * args.s_stride;
+  const T* dsum = args.dsum ? static_cast<const T*>(args.dsum) + row * args.dsum_stride : nullptr;
+  const T* next_dy = static_cast<const T*>(args.dy) + next * args.dy_stride;
+  const T* next_s = static_cast<const T*>(args.s) + next * args.s_stride;
+  T* dx = static_cast<T*>(args.dx) + row * dim;
+  const float rstd = args.rstd[row], weight_offset = args.weight_offset;
+  const double wide = rstd;
+  const double mean = weighted_dot(dy, s, weight, dim, weight_offset) / double(dim);
+  const float projection = float(mean * wide * wide * wide);
   for_each_pair(
       dim,
       [&](int64_t d) {
+        prefetch(next_dy + d);
+        prefetch(next_s + d);
         F32 out[2];
         for (int i = 0; i < 2; ++i) {
           int64_t at = d + i * kLanes;
           F32 g = load(dy + at), v = load(s + at);
-          store(dweight + at, load(dweight + at) + g * (v * rstd));
-          out[i] = gradient(g, v, load(weight + at));
+          store(partial + at, load(partial + at) + g * (v * rstd));
+          out[i] = g * (load(weight + at) + weight_offset) * rstd - v * projection;
           if (dsum) out[i] = out[i] + load(dsum + at);
         }
         store_pair<kStream>(dx + d, out[0], out[1]);
       },
       [&](int64_t d, int count) {
         F32 g = load(dy + d, count), v = load(s + d, count);
-        store(dweight + d, load(dweight + d, count) + g * (v * rstd), count);
-        F32 out = gradient(g, v, load(weight + d, count));
+        store(partial + d, load(partial + d, count) + g * (v * rstd), count);
+        F32 out = g * (load(weight + d, count) + weight_offset) * rstd - v * projection;
         if (dsum) out = out + load(dsum + d, count);
         store(dx + d, out, count);
       });
@@ -105,26 +126,20 @@ void backward_row(const T* dy, const T* dsum, const T* s, const W* weight, T* dx
 
 template <bool kStream, class T, class W>
 void backward(const RMSNormBackward& args) {
-  const T* dy = static_cast<const T*>(args.dy);
-  const T* dsum = static_cast<const T*>(args.dsum);
-  const T* s = static_cast<const T*>(args.s);
-  const W* weight = static_cast<const W*>(args.weight);
-  T* dx = static_cast<T*>(args.dx);
   W* dweight = static_cast<W*>(args.dweight);
   const int64_t dim = args.dim, rows = args.rows, chunks = args.chunks;
+  const bool fits = prefetchable<T>(dim);
   // The runs of rows are the same however many threads share them, so dweight's bits are too.
-  parallel_for(chunks, grain_of(3 * rows / (chunks > 0 ? chunks : 1) * dim * sizeof(T)),
-               [&](int64_t begin, int64_t end) {
-                 for (int64_t chunk = begin; chunk < end; ++chunk) {
-                   float* partial = args.partial + chunk * dim;
-                   memset(partial, 0, dim * sizeof(float));
-                   for (int64_t row = rows * chunk / chunks; row < rows * (chunk + 1) / chunks; ++row)
-                     backward_row<kStream>(dy + row * args.dy_stride, dsum ? dsum + row * args.dsum_stride : nullptr,
-                                           s + row * args.s_stride, weight, dx + row * dim, partial, dim,
-                                           args.rstd[row], args.weight_offset);
-                 }
-                 if (kStream) stream_fence();
-               });
+  const int64_t grain = grain_of(3 * (rows / chunks) * dim * sizeof(T));
+  parallel_for(chunks, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t chunk = begin; chunk < end; ++chunk) {
+      float* partial = args.partial + chunk * dim;
+      memset(partial, 0, dim * sizeof(float));
+      for (int64_t row = rows * chunk / chunks, last = rows * (chunk + 1) / chunks; row < last; ++row)
+        backward_row<kStream, T, W>(args, partial, row, row + (fits && row + 1 < last));
+    }
+    if (kStream) stream_fence();
+  });
   parallel_for(dim, grain_of(chunks * sizeof(float)), [&](int64_t begin, int64_t end) {
     for (int64_t d = begin; d < end; d += kLanes) {
       int count = end - d < kLanes ? int(end - d) : kLanes;

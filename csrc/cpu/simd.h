@@ -117,9 +117,9 @@ LLMSYS_INLINE U16x2 narrow_pair(U32 low, U32 high) {
 
 LLMSYS_INLINE U32 to_bits(bfloat16, F32 value) {
   U32 bits = as_u32(value);
-  U32 rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  U32 rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
   // Adding could carry a NaN into infinity: keep its sign and make it quiet.
-  return select(value == value, rounded, (bits >> 16) | 0x40u);
+  return select(value == value, rounded, bits | 0x400000u) >> 16;
 }
 
 LLMSYS_INLINE F32 from_bits(bfloat16, U32 bits) { return as_f32(bits << 16); }
@@ -234,17 +234,36 @@ LLMSYS_INLINE void stream_fence() {
 #endif
 }
 
+LLMSYS_INLINE void prefetch(const void* p) { __builtin_prefetch(p); }
+
 // ---- functions ----
 
-// e^x to within 2 ulp, over all of float32: subnormal results, overflow to infinity, NaN through.
-LLMSYS_INLINE F32 exp(F32 x) {
-  // Outside this range the result is 0 or infinity already; the comparison lets NaN pass.
-  F32 clamped = x < -104.0f ? splat(-104.0f) : (x > 89.0f ? splat(89.0f) : x);
+// Whether every lane of a comparison holds.
+LLMSYS_INLINE bool all(I32 mask) {
+#if defined(__AVX512F__)
+  return _mm512_movepi32_mask(reinterpret_cast<__m512i>(mask)) == 0xffff;
+#elif defined(__AVX2__)
+  return _mm256_movemask_ps(reinterpret_cast<__m256>(mask)) == 0xff;
+#elif defined(__x86_64__)
+  return _mm_movemask_ps(reinterpret_cast<__m128>(mask)) == 0xf;
+#else
+  bool every = true;
+  for (int i = 0; i < kLanes; ++i) every = every && mask[i];
+  return every;
+#endif
+}
+
+// e^x = 2^n p, with n the integer that `shifted` holds in its low bits.
+struct Exponential {
+  F32 p, shifted;
+};
+
+LLMSYS_INLINE Exponential exp_parts(F32 x) {
   // n = round(x / ln 2): adding 1.5 * 2^23 leaves the integer in the low bits.
-  F32 shifted = clamped * 1.44269504f + 12582912.0f;
+  F32 shifted = x * 1.44269504f + 12582912.0f;
   F32 n = shifted - 12582912.0f;
-  // r = x - n ln 2, with ln 2 in two parts so that the product is exact.
-  F32 r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
+  // r = x - n ln 2, with ln 2 in two parts so that the first product is exact.
+  F32 r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
   // Minimax polynomial of e^r on [-ln2/2, ln2/2]; coefficients as in Cephes expf (Moshier 1989).
   F32 p = splat(1.9875691500e-4f);
   p = p * r + 1.3981999507e-3f;
@@ -252,13 +271,26 @@ LLMSYS_INLINE F32 exp(F32 x) {
   p = p * r + 4.1665795894e-2f;
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
-  // 2^n in two factors: n reaches beyond the exponents that one float can hold.
-  I32 exponent = reinterpret_cast<I32>(as_u32(shifted) - 0x4b400000u);
-  I32 half = exponent >> 1;
+  return {p * (r * r) + r + 1.0f, shifted};
+}
+
+// exp where some result is subnormal, zero, infinite or NaN: 2^n takes two factors.
+static __attribute__((noinline)) F32 exp_anywhere(F32 x) {
+  // Outside this range the result is 0 or infinity already; the comparisons let NaN pass.
+  auto [p, shifted] = exp_parts(x < -104.0f ? splat(-104.0f) : (x > 89.0f ? splat(89.0f) : x));
+  I32 n = reinterpret_cast<I32>(as_u32(shifted) - 0x4b400000u);
+  I32 half = n >> 1;
   F32 scale_half = as_f32(reinterpret_cast<U32>((half + 127) << 23));
-  F32 scale_rest = as_f32(reinterpret_cast<U32>((exponent - half + 127) << 23));
+  F32 scale_rest = as_f32(reinterpret_cast<U32>((n - half + 127) << 23));
   return p * scale_half * scale_rest;
+}
+
+// e^x to within 2 ulp, over all of float32: subnormal results, overflow to infinity, NaN through.
+LLMSYS_INLINE F32 exp(F32 x) {
+  F32 magnitude = as_f32(as_u32(x) & 0x7fffffffu);
+  if (__builtin_expect(!all(magnitude < 87.0f), 0)) return exp_anywhere(x);
+  auto [p, shifted] = exp_parts(x);
+  return as_f32(as_u32(p) + (as_u32(shifted) << 23));  // add n to p's exponent
 }
 
 // 1 / (1 + e^-x): exact limits at both ends, never NaN from a finite or infinite x.

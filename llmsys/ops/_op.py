@@ -243,7 +243,7 @@ class Op:
             ctx.likes = [(result.shape, result.dtype, result.device) for result in results[: self.num_public]]
 
     def _backward(self, ctx: Any, grads: tuple, run: Callable) -> tuple:
-        if grads.count(None) == len(grads):
+        if all(grad is None for grad in grads):
             return (None,) * len(self._gradient_of)
         saved, args = ctx.saved_tensors, []
         for kind, i in self._backward_plan:
