@@ -12,6 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
+from llmsys.ops._flat import Tensors, flat
 from llmsys.ops._triton import device_of, load, store
 
 BLOCK = 2048
@@ -29,7 +30,7 @@ def update(
     mask,
     grad_scale_ptr,
     decay,
-    one_minus_beta1,
+    toward_grad,
     beta2,
     one_minus_beta2,
     step_size,
@@ -37,6 +38,7 @@ def update(
     eps,
     MASTER: tl.constexpr,
     MAXIMIZE: tl.constexpr,
+    FROM_GRAD: tl.constexpr,
 ):
     grad = load(grad_ptr, mask)
     if grad_scale_ptr is not None:
@@ -50,8 +52,8 @@ def update(
     else:
         p = load(param_ptr, mask)
     p *= decay
-    m += (grad - m) * one_minus_beta1
-    v = v * beta2 + grad * grad * one_minus_beta2
+    m = (grad if FROM_GRAD else m) + (grad - m) * toward_grad  # torch.lerp's two forms
+    v = v * beta2 + grad * one_minus_beta2 * grad
     p -= step_size * tl.div_rn(m, tl.div_rn(tl.sqrt_rn(v), sqrt_bias_correction2) + eps)
     store(exp_avg_ptr, m, mask)
     store(exp_avg_sq_ptr, v, mask)
@@ -66,7 +68,7 @@ def adamw_kernel(
     grad_scale_ptr,
     num_tensors,
     decay,
-    one_minus_beta1,
+    toward_grad,
     beta2,
     one_minus_beta2,
     step_size,
@@ -76,6 +78,7 @@ def adamw_kernel(
     GRAD: tl.constexpr,
     MASTER: tl.constexpr,
     MAXIMIZE: tl.constexpr,
+    FROM_GRAD: tl.constexpr,
     TENSORS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -112,7 +115,7 @@ def adamw_kernel(
             tl.full((BLOCK,), True, tl.int1),
             grad_scale_ptr,
             decay,
-            one_minus_beta1,
+            toward_grad,
             beta2,
             one_minus_beta2,
             step_size,
@@ -120,6 +123,7 @@ def adamw_kernel(
             eps,
             MASTER,
             MAXIMIZE,
+            FROM_GRAD,
         )
     else:
         update(
@@ -131,7 +135,7 @@ def adamw_kernel(
             offset < numel,
             grad_scale_ptr,
             decay,
-            one_minus_beta1,
+            toward_grad,
             beta2,
             one_minus_beta2,
             step_size,
@@ -139,10 +143,11 @@ def adamw_kernel(
             eps,
             MASTER,
             MAXIMIZE,
+            FROM_GRAD,
         )
 
 
-def address_table(columns: list[list[torch.Tensor]]) -> tuple[list[list[int]], int]:
+def address_table(columns: list[Tensors]) -> tuple[list[list[int]], int]:
     """The kernel's table, and the number of programs."""
     numels = [x.numel() for x in columns[0]]
     ends = list(accumulate(triton.cdiv(numel, BLOCK) for numel in numels))
@@ -152,12 +157,13 @@ def address_table(columns: list[list[torch.Tensor]]) -> tuple[list[list[int]], i
 TL_DTYPE = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
+@torch.no_grad()
 def forward(
-    params: list[torch.Tensor],
-    grads: list[torch.Tensor],
-    exp_avgs: list[torch.Tensor],
-    exp_avg_sqs: list[torch.Tensor],
-    masters: list[torch.Tensor],
+    params: Tensors,
+    grads: Tensors,
+    exp_avgs: Tensors,
+    exp_avg_sqs: Tensors,
+    masters: Tensors,
     lr: float,
     beta1: float,
     beta2: float,
@@ -167,20 +173,22 @@ def forward(
     grad_scale: torch.Tensor | None,
     maximize: bool,
 ) -> None:
+    from_grad = beta1 <= 0.5
+    toward_grad = -beta1 if from_grad else 1 - beta1
     step_size = lr / (1 - beta1**step)
-    scalars = 1 - lr * weight_decay, 1 - beta1, beta2, 1 - beta2, step_size, math.sqrt(1 - beta2**step), eps
-    lists = [params, grads, exp_avgs, exp_avg_sqs] + ([masters] if masters else [])
-    for begin in range(0, len(params), MAX_TENSORS):
-        columns = [tensors[begin : begin + MAX_TENSORS] for tensors in lists]
-        rows, programs = address_table(columns)
-        if programs == 0:
-            continue
-        table = torch.tensor(rows, dtype=torch.int64)
-        if params[0].is_cuda:  # pinned, so that the copy does not wait for the device
-            table = table.pin_memory().to(params[0].device, non_blocking=True)
-        with device_of(params[0]):
+    scalars = 1 - lr * weight_decay, toward_grad, beta2, 1 - beta2, step_size, math.sqrt(1 - beta2**step), eps
+    with flat([params, exp_avgs, exp_avg_sqs, masters], [grads]) as (ps, ms, vs, ws, gs), device_of(params[0]):
+        lists = [ps, gs, ms, vs] + ([ws] if masters else [])
+        for begin in range(0, len(params), MAX_TENSORS):
+            columns = [tensors[begin : begin + MAX_TENSORS] for tensors in lists]
+            rows, programs = address_table(columns)
+            if programs == 0:
+                continue
+            table = torch.tensor(rows, dtype=torch.int64)
+            if params[0].is_cuda:  # pinned, so that the copy does not wait for the device
+                table = table.pin_memory().to(params[0].device, non_blocking=True)
             adamw_kernel[(programs,)](
                 table, grad_scale, len(columns[0]), *scalars,
-                TL_DTYPE[params[0].dtype], TL_DTYPE[grads[0].dtype], bool(masters), maximize,
+                TL_DTYPE[params[0].dtype], TL_DTYPE[grads[0].dtype], bool(masters), maximize, from_grad,
                 triton.next_power_of_2(len(columns[0])), BLOCK, num_warps=WARPS,
             )  # fmt: skip
