@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from llmsys.ops._flat import flat
+from llmsys.ops._flat import Tensors, flat
 from llmsys.ops._triton import device_of, load, store
 
 BLOCK = 2048
@@ -34,6 +34,7 @@ def update(
     beta2,
     one_minus_beta2,
     step_size,
+    sqrt_bias_correction2,
     eps,
     MASTER: tl.constexpr,
     MAXIMIZE: tl.constexpr,
@@ -51,9 +52,9 @@ def update(
     else:
         p = load(param_ptr, mask)
     p *= decay
-    m = (grad if FROM_GRAD else m) + (grad - m) * toward_grad
+    m = (grad if FROM_GRAD else m) + (grad - m) * toward_grad  # torch.lerp's two forms
     v = v * beta2 + grad * one_minus_beta2 * grad
-    p -= tl.div_rn(step_size * m, tl.sqrt_rn(v) + eps)
+    p -= step_size * tl.div_rn(m, tl.div_rn(tl.sqrt_rn(v), sqrt_bias_correction2) + eps)
     store(exp_avg_ptr, m, mask)
     store(exp_avg_sq_ptr, v, mask)
     if MASTER:
@@ -71,6 +72,7 @@ def adamw_kernel(
     beta2,
     one_minus_beta2,
     step_size,
+    sqrt_bias_correction2,
     eps,
     PARAM: tl.constexpr,
     GRAD: tl.constexpr,
@@ -117,6 +119,7 @@ def adamw_kernel(
             beta2,
             one_minus_beta2,
             step_size,
+            sqrt_bias_correction2,
             eps,
             MASTER,
             MAXIMIZE,
@@ -136,6 +139,7 @@ def adamw_kernel(
             beta2,
             one_minus_beta2,
             step_size,
+            sqrt_bias_correction2,
             eps,
             MASTER,
             MAXIMIZE,
@@ -143,7 +147,7 @@ def adamw_kernel(
         )
 
 
-def address_table(columns: list[list[torch.Tensor]]) -> tuple[list[list[int]], int]:
+def address_table(columns: list[Tensors]) -> tuple[list[list[int]], int]:
     """The kernel's table, and the number of programs."""
     numels = [x.numel() for x in columns[0]]
     ends = list(accumulate(triton.cdiv(numel, BLOCK) for numel in numels))
@@ -153,12 +157,13 @@ def address_table(columns: list[list[torch.Tensor]]) -> tuple[list[list[int]], i
 TL_DTYPE = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
+@torch.no_grad()
 def forward(
-    params: list[torch.Tensor],
-    grads: list[torch.Tensor],
-    exp_avgs: list[torch.Tensor],
-    exp_avg_sqs: list[torch.Tensor],
-    masters: list[torch.Tensor],
+    params: Tensors,
+    grads: Tensors,
+    exp_avgs: Tensors,
+    exp_avg_sqs: Tensors,
+    masters: Tensors,
     lr: float,
     beta1: float,
     beta2: float,
@@ -168,13 +173,11 @@ def forward(
     grad_scale: torch.Tensor | None,
     maximize: bool,
 ) -> None:
-    # sqrt(bias_correction2) taken out of the denominator: one division an element instead of two.
-    correction2 = math.sqrt(1 - beta2**step)
-    step_size = lr / (1 - beta1**step) * correction2
-    from_grad = beta1 <= 0.5  # m starts from g, not from m: see csrc/adamw.h
+    from_grad = beta1 <= 0.5
     toward_grad = -beta1 if from_grad else 1 - beta1
-    scalars = 1 - lr * weight_decay, toward_grad, beta2, 1 - beta2, step_size, eps * correction2
-    with flat([params, exp_avgs, exp_avg_sqs, masters], [grads]) as (ps, ms, vs, ws, gs):
+    step_size = lr / (1 - beta1**step)
+    scalars = 1 - lr * weight_decay, toward_grad, beta2, 1 - beta2, step_size, math.sqrt(1 - beta2**step), eps
+    with flat([params, exp_avgs, exp_avg_sqs, masters], [grads]) as (ps, ms, vs, ws, gs), device_of(params[0]):
         lists = [ps, gs, ms, vs] + ([ws] if masters else [])
         for begin in range(0, len(params), MAX_TENSORS):
             columns = [tensors[begin : begin + MAX_TENSORS] for tensors in lists]
@@ -184,9 +187,8 @@ def forward(
             table = torch.tensor(rows, dtype=torch.int64)
             if params[0].is_cuda:  # pinned, so that the copy does not wait for the device
                 table = table.pin_memory().to(params[0].device, non_blocking=True)
-            with device_of(params[0]):
-                adamw_kernel[(programs,)](
-                    table, grad_scale, len(columns[0]), *scalars,
-                    TL_DTYPE[params[0].dtype], TL_DTYPE[grads[0].dtype], bool(masters), maximize, from_grad,
-                    triton.next_power_of_2(len(columns[0])), BLOCK, num_warps=WARPS,
-                )  # fmt: skip
+            adamw_kernel[(programs,)](
+                table, grad_scale, len(columns[0]), *scalars,
+                TL_DTYPE[params[0].dtype], TL_DTYPE[grads[0].dtype], bool(masters), maximize, from_grad,
+                triton.next_power_of_2(len(columns[0])), BLOCK, num_warps=WARPS,
+            )  # fmt: skip
