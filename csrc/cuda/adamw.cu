@@ -24,18 +24,18 @@ struct Batch {
 };
 static_assert(sizeof(Batch) <= 4096, "kernel arguments hold 4 KiB");
 
-// Updates `count` elements, at most kW of them, from `at` on.
+// Updates kW elements from `at` on.
 template <class P, class G, int kW>
-__device__ void update(const Batch& batch, const AdamWTensor& tensor, int64_t at, int64_t count, float grad_scale) {
+__device__ void update(const Batch& batch, const AdamWTensor& tensor, int64_t at, float grad_scale) {
   P* param = static_cast<P*>(tensor.param) + at;
-  const auto grads = load<kW>(static_cast<const G*>(tensor.grad) + at, count);
-  auto m = load<kW>(tensor.exp_avg + at, count), v = load<kW>(tensor.exp_avg_sq + at, count);
+  const auto grads = load<kW>(static_cast<const G*>(tensor.grad) + at);
+  auto m = load<kW>(tensor.exp_avg + at), v = load<kW>(tensor.exp_avg_sq + at);
   Vector<P, kW> params;
   Vector<float, kW> p;
   if (tensor.master) {
-    p = load<kW>(tensor.master + at, count);
+    p = load<kW>(tensor.master + at);
   } else {
-    params = load<kW>(param, count);
+    params = load<kW>(param);
     for (int k = 0; k < kW; ++k) p.set(k, params[k]);
   }
   for (int k = 0; k < kW; ++k) {
@@ -45,17 +45,17 @@ __device__ void update(const Batch& batch, const AdamWTensor& tensor, int64_t at
     p.set(k, p[k] * batch.decay - batch.step_size * m[k] / (sqrtf(v[k]) + batch.eps));
     params.set(k, p[k]);
   }
-  store(param, params, count);
-  store(tensor.exp_avg + at, m, count);
-  store(tensor.exp_avg_sq + at, v, count);
-  if (tensor.master) store(tensor.master + at, p, count);
+  store(param, params);
+  store(tensor.exp_avg + at, m);
+  store(tensor.exp_avg_sq + at, v);
+  if (tensor.master) store(tensor.master + at, p);
 }
 
 template <class P, class G>
 __global__ void __launch_bounds__(kThreads) adamw_kernel(const __grid_constant__ Batch batch) {
   int t = 0;
   while (blockIdx.x >= batch.end_block[t]) ++t;
-  const AdamWTensor& tensor = batch.tensors[t];
+  const AdamWTensor tensor = batch.tensors[t];
   const int64_t begin = int64_t(blockIdx.x - (t == 0 ? 0 : batch.end_block[t - 1])) * kBlockElements;
   const int64_t end = begin + kBlockElements < tensor.numel ? begin + kBlockElements : tensor.numel;
   const float scale = batch.grad_scale ? *batch.grad_scale : 1.0f, grad_scale = batch.maximize ? -scale : scale;
@@ -63,12 +63,10 @@ __global__ void __launch_bounds__(kThreads) adamw_kernel(const __grid_constant__
                               reinterpret_cast<uintptr_t>(tensor.exp_avg) |
                               reinterpret_cast<uintptr_t>(tensor.exp_avg_sq) |
                               reinterpret_cast<uintptr_t>(tensor.master);
-  if (addresses % kVectorBytes == 0) {
-    for (int64_t at = begin + threadIdx.x * kWidth; at < end; at += kThreads * kWidth)
-      update<P, G, kWidth>(batch, tensor, at, end - at, grad_scale);
-  } else {
-    for (int64_t at = begin + threadIdx.x; at < end; at += kThreads) update<P, G, 1>(batch, tensor, at, 1, grad_scale);
-  }
+  const int64_t whole = addresses % kVectorBytes == 0 ? end - end % kWidth : begin;
+  for (int64_t at = begin + threadIdx.x * kWidth; at < whole; at += kThreads * kWidth)
+    update<P, G, kWidth>(batch, tensor, at, grad_scale);
+  for (int64_t at = whole + threadIdx.x; at < end; at += kThreads) update<P, G, 1>(batch, tensor, at, grad_scale);
 }
 
 template <class P, class G>

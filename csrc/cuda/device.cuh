@@ -112,7 +112,16 @@ __device__ Vector<T, kWidth> load(const T* from) {
 
 template <class T, int kWidth>
 __device__ void store(T* to, const Vector<T, kWidth>& vector) {
-  *reinterpret_cast<Vector<T, kWidth>*>(to) = vector;
+  if constexpr (sizeof vector < kVectorBytes) {
+    *reinterpret_cast<Vector<T, kWidth>*>(to) = vector;
+  } else {
+    // nvcc 13.0 breaks the assignment above into single elements in most of our kernels; an intrinsic stays whole.
+    for (size_t i = 0; i < sizeof vector / kVectorBytes; ++i) {
+      uint4 word;
+      memcpy(&word, reinterpret_cast<const char*>(&vector) + i * kVectorBytes, kVectorBytes);
+      __stwb(reinterpret_cast<uint4*>(to) + i, word);
+    }
+  }
 }
 
 // The same where an array may end within the vector: only `count` elements are touched.

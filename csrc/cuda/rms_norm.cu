@@ -7,6 +7,7 @@
 namespace llmsys::cuda {
 namespace {
 
+// Used as __launch_bounds__(kMaxThreads, 1): without the 1, ptxas 13.0 saves registers for a second block, and spills.
 constexpr int kMaxThreads = 512;
 
 // Vectors of a row that a thread keeps in registers, so that it reads them once. The backward keeps twice as many
@@ -33,7 +34,7 @@ dim3 threads_for(int64_t vectors, int held, int threads) {
 }
 
 template <class T, class W, int kWidth>
-__global__ void __launch_bounds__(kMaxThreads) forward_kernel(const RMSNormForward args) {
+__global__ void __launch_bounds__(kMaxThreads, 1) forward_kernel(const RMSNormForward args) {
   const T* x = static_cast<const T*>(args.x);
   const T* residual = static_cast<const T*>(args.residual);
   const W* weight = static_cast<const W*>(args.weight);
@@ -72,7 +73,7 @@ __global__ void __launch_bounds__(kMaxThreads) forward_kernel(const RMSNormForwa
 // Block c takes the c-th run of rows, blockDim.y rows at a time, and sums their dweight into row c of `partial`.
 // dx = rstd * (dy * w - s * rstd^2 * mean(dy * w * s)) + dsum
 template <class T, class W, int kWidth>
-__global__ void __launch_bounds__(kMaxThreads) backward_kernel(const RMSNormBackward args) {
+__global__ void __launch_bounds__(kMaxThreads, 1) backward_kernel(const RMSNormBackward args) {
   const T* dy = static_cast<const T*>(args.dy);
   const T* dsum = static_cast<const T*>(args.dsum);
   const T* s = static_cast<const T*>(args.s);
@@ -120,8 +121,11 @@ __global__ void __launch_bounds__(kMaxThreads) backward_kernel(const RMSNormBack
   for (unsigned y = 0; y < blockDim.y; ++y) {
     if (threadIdx.y == y)
       for_each_vector<kHeld>(args.dim / kWidth, [&](int64_t v, int i) {
-        for (int k = 0; k < kWidth; ++k)
-          if (i < kHeld) partial[v * kWidth + k] = y == 0 ? dweight[i][k] : partial[v * kWidth + k] + dweight[i][k];
+        if (i == kHeld) return;
+        Vector<float, kWidth> total{};
+        if (y > 0) total = load<kWidth>(partial + v * kWidth);
+        for (int k = 0; k < kWidth; ++k) total.set(k, total[k] + dweight[i][k]);
+        store(partial + v * kWidth, total);
       });
     __syncthreads();
   }

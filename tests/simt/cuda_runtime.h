@@ -23,6 +23,16 @@ struct uint3 {
   unsigned x, y, z;
 };
 
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+
+// A plain store; the suffix names a way of caching.
+template <class T>
+void __stwb(T* to, T value) {
+  *to = value;
+}
+
 struct dim3 {
   unsigned x, y, z;
   dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
