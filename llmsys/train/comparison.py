@@ -10,6 +10,11 @@ from llmsys.train.compare import Agreement, Run, agreement, compare, control_ste
 from llmsys.train.config import TrainConfig
 from llmsys.train.run import new_folder, prepare_data, settle, show_sample
 
+DIFFERENCES = (
+    "llmsys: its rms_norm, add_rms_norm, swiglu, grad_norm, AdamW and tune_allocator(). "
+    "stock: F.rms_norm, F.silu(gate) * up, clip_grad_norm_, AdamW(fused=True). All else is the same."
+)
+
 
 def train_and_compare(config: TrainConfig, console: Console) -> bool:
     """Train with llmsys and with stock PyTorch, show both, and return whether their curves agree.
@@ -43,7 +48,7 @@ def print_comparison(
         return sum(run.losses[-last:]) / last
 
     speeds = [run.tokens_per_s(warm_up) for run in (ours, stock)]
-    table = Table("", "llmsys", "stock PyTorch", "ratio")
+    table = Table("", "llmsys", "stock PyTorch", "ratio", caption=DIFFERENCES)
     table.add_row(
         "tokens/s, median step", *(f"{speed:,.0f}" for speed in speeds), f"{speeds[0] / speeds[1]:.2f}× as fast"
     )
