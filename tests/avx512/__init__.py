@@ -28,7 +28,7 @@ def why_not() -> str | None:
 
 
 def register(op: Op) -> None:
-    """Give `op` the implementation `cpu[avx512 emulated]` if it has a CPU one; the kernels are built at the first call."""
+    """Give `op` the implementation `cpu[avx512 emulated]` if it has a CPU one; built at the first call."""
     if "cpu" in op.implementations and NAME not in op.implementations:
         native = importlib.import_module(f"llmsys.ops.{op.name}.native")
         missing = "this machine runs avx512 itself" if "avx512" in _C.cpu.isas() else why_not()
