@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import importlib.util
 import json as json_format
 import platform
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -24,6 +24,7 @@ from llmsys.ops._op import Op
 from llmsys.ops._verify import verify
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+ROOT = Path(llmsys.__file__).parents[1]
 LARGEST = 300  # elements of the cases that are run: the interpreter and the simulator are slow
 ISAS = ("baseline", "avx2", "avx512")
 
@@ -121,14 +122,11 @@ def _instruction_set(isa: str) -> Iterator[None]:
 
 def _simulator() -> ModuleType | None:
     """The simulator that runs CUDA source on the CPU, which is beside the package in a source checkout."""
-    path = Path(llmsys.__file__).parents[1] / "tests" / "simt" / "__init__.py"
-    if not path.exists():
+    if not (ROOT / "tests" / "simt" / "__init__.py").exists():
         return None
-    spec = importlib.util.spec_from_file_location("llmsys_tests_simt", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    if str(ROOT) not in sys.path:
+        sys.path.insert(0, str(ROOT))
+    return importlib.import_module("tests.simt")
 
 
 def _triton() -> str:

@@ -21,7 +21,7 @@ from llmsys import _C
 from llmsys.ops._cases import random
 from llmsys.ops._op import Op, use
 from llmsys.ops._verify import leaves, run, verify
-from tests import simt
+from tests import avx512, simt
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 EXECUTED: dict[tuple[str, str], str] = {}
@@ -71,7 +71,10 @@ class Check:
 
 
 def runners(op: Op) -> list[Runner]:
-    """Every implementation of `op`, the CPU's once per instruction set, and the CUDA source on the SIMT simulator."""
+    """Every implementation of `op`, the CPU's once per instruction set, AVX-512 emulated, and the CUDA source
+    on the SIMT simulator.
+    """
+    avx512.register(op)
     simt.register(op)
     found = []
     for name, implementation in op.implementations.items():

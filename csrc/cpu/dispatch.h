@@ -16,11 +16,17 @@ int max_threads();                 // threads that a kernel may use now
 
 }  // namespace llmsys::cpu
 
-// LLMSYS_DISPATCH(name, Args) at the end of a kernel file defines cpu::name, which jumps to the chosen namespace.
-// It expands in the baseline object only, so that cpu::name exists once.
-#if !defined(LLMSYS_ISA_IS_BASELINE)
+// LLMSYS_DISPATCH(name, Args) at the end of a kernel file defines cpu::name, which jumps to the chosen namespace; where
+// one instruction set is all there is (LLMSYS_ISA_ALONE), to that. Of several it expands in the baseline object only,
+// so that cpu::name exists once.
+#if defined(LLMSYS_ISA_ALONE)
+#define LLMSYS_DISPATCH(name, Args)                              \
+  namespace llmsys::cpu {                                        \
+  void name(const Args& args) { return LLMSYS_ISA::name(args); } \
+  }
+#elif !defined(LLMSYS_ISA_IS_BASELINE)
 #define LLMSYS_DISPATCH(name, Args)
-#elif defined(__x86_64__)
+#else
 #define LLMSYS_DISPATCH(name, Args)  \
   namespace llmsys::cpu {            \
   namespace avx2 {                   \
@@ -39,10 +45,5 @@ int max_threads();                 // threads that a kernel may use now
         return baseline::name(args); \
     }                                \
   }                                  \
-  }
-#else
-#define LLMSYS_DISPATCH(name, Args)                            \
-  namespace llmsys::cpu {                                      \
-  void name(const Args& args) { return baseline::name(args); } \
   }
 #endif

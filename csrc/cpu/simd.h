@@ -15,7 +15,14 @@
 #include <immintrin.h>
 #endif
 
-#if defined(__AVX512F__)
+// tests/avx512 runs the code for AVX-512 on machines without it.
+#if defined(__AVX512F__) || defined(LLMSYS_EMULATED_AVX512)
+#define LLMSYS_AVX512 1
+#else
+#define LLMSYS_AVX512 0
+#endif
+
+#if LLMSYS_AVX512
 #define LLMSYS_VECTOR_BYTES 64
 #elif defined(__AVX2__)
 #define LLMSYS_VECTOR_BYTES 32
@@ -67,7 +74,7 @@ LLMSYS_INLINE F32 min(F32 a, F32 b) { return a < b ? a : b; }
 LLMSYS_INLINE F32 max(F32 a, F32 b) { return a > b ? a : b; }
 
 LLMSYS_INLINE F32 sqrt(F32 x) {
-#if defined(__AVX512F__)
+#if LLMSYS_AVX512
   return _mm512_sqrt_ps(x);
 #elif defined(__AVX2__)
   return _mm256_sqrt_ps(x);
@@ -82,7 +89,7 @@ LLMSYS_INLINE F32 sqrt(F32 x) {
 // ---- 16-bit formats to and from float32, round to nearest even ----
 
 LLMSYS_INLINE U32 widen(U16 bits) {
-#if defined(__AVX512F__)
+#if LLMSYS_AVX512
   return reinterpret_cast<U32>(_mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(bits)));
 #elif defined(__AVX2__)
   return reinterpret_cast<U32>(_mm256_cvtepu16_epi32(reinterpret_cast<__m128i>(bits)));
@@ -92,7 +99,7 @@ LLMSYS_INLINE U32 widen(U16 bits) {
 }
 
 LLMSYS_INLINE U16 narrow(U32 bits) {  // every element is below 2^16
-#if defined(__AVX512F__)
+#if LLMSYS_AVX512
   return reinterpret_cast<U16>(_mm512_cvtepi32_epi16(reinterpret_cast<__m512i>(bits)));
 #elif defined(__AVX2__)
   __m256i packed = _mm256_packus_epi32(reinterpret_cast<__m256i>(bits), reinterpret_cast<__m256i>(bits));
@@ -104,7 +111,7 @@ LLMSYS_INLINE U16 narrow(U32 bits) {  // every element is below 2^16
 
 // The two halves of a pair, each below 2^16, side by side.
 LLMSYS_INLINE U16x2 narrow_pair(U32 low, U32 high) {
-#if defined(__AVX2__) && !defined(__AVX512F__)
+#if defined(__AVX2__) && !LLMSYS_AVX512
   __m256i packed = _mm256_packus_epi32(reinterpret_cast<__m256i>(low), reinterpret_cast<__m256i>(high));
   return reinterpret_cast<U16x2>(_mm256_permute4x64_epi64(packed, 0xd8));
 #else
@@ -125,7 +132,7 @@ LLMSYS_INLINE U32 to_bits(bfloat16, F32 value) {
 LLMSYS_INLINE F32 from_bits(bfloat16, U32 bits) { return as_f32(bits << 16); }
 
 LLMSYS_INLINE U32 to_bits(float16, F32 value) {
-#if defined(__AVX512F__)
+#if LLMSYS_AVX512
   return widen(reinterpret_cast<U16>(_mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT)));
 #elif defined(__F16C__)
   return widen(reinterpret_cast<U16>(_mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT)));
@@ -144,7 +151,7 @@ LLMSYS_INLINE U32 to_bits(float16, F32 value) {
 }
 
 LLMSYS_INLINE F32 from_bits(float16, U32 bits) {
-#if defined(__AVX512F__)
+#if LLMSYS_AVX512
   return _mm512_cvtph_ps(reinterpret_cast<__m256i>(narrow(bits)));
 #elif defined(__F16C__)
   return _mm256_cvtph_ps(reinterpret_cast<__m128i>(narrow(bits)));
@@ -168,7 +175,7 @@ template <class Half>
 LLMSYS_INLINE F32 load(const Half* p) {
   U16 bits;
   memcpy(&bits, p, sizeof bits);
-#if defined(__AVX512F__)
+#if LLMSYS_AVX512
   if constexpr (__is_same(Half, float16)) return _mm512_cvtph_ps(reinterpret_cast<__m256i>(bits));
 #elif defined(__F16C__)
   if constexpr (__is_same(Half, float16)) return _mm256_cvtph_ps(reinterpret_cast<__m128i>(bits));
@@ -202,7 +209,7 @@ LLMSYS_INLINE void store(T* p, F32 value, int count) {
 template <bool kStream, class Vector>
 LLMSYS_INLINE void store_vector(void* p, Vector value) {
   if constexpr (kStream) {
-#if defined(__AVX512F__)
+#if LLMSYS_AVX512
     _mm512_stream_si512(static_cast<__m512i*>(p), reinterpret_cast<__m512i>(value));
     return;
 #elif defined(__AVX2__)

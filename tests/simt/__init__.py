@@ -1,21 +1,17 @@
 """The CUDA kernels on the CPU: csrc/cuda compiled by g++ with this folder's stand-ins for CUDA's headers.
 
-`register(op)` gives an op the implementation `cuda_simt`, called by name only. Objects are kept in build/simt under a
-hash of what they are made of. In a process that AddressSanitizer is loaded into, the kernels are built with it.
+`register(op)` gives an op the implementation `cuda_simt`, called by name only. In a process that AddressSanitizer is
+loaded into, the kernels are built with it.
 """
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import importlib
 import importlib.util
 import os
-import shutil
 import subprocess
-import sysconfig
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -23,20 +19,14 @@ from types import ModuleType
 
 from llmsys.ops._native import Kernels
 from llmsys.ops._op import Op
+from tests import build
 
 HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
-BUILD = ROOT / "build" / "simt"
+ROOT = build.ROOT
 SANITIZE = ("-fsanitize=address,alignment,signed-integer-overflow", "-fno-sanitize-recover=all", "-g1")
-FLAGS = ("-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas")
-BINDINGS = ("-O0", "-DLLMSYS_WITH_CPU=0", "-DLLMSYS_WITH_CUDA=1", "-DLLMSYS_MODULE=llmsys_simt")
+FLAGS = ("-O1", "-Wno-unknown-pragmas", f"-I{HERE}", f"-I{ROOT / 'csrc' / 'cuda'}")
 
-
-def why_not() -> str | None:
-    """Why this machine cannot build the simulator; None when it can."""
-    if shutil.which("g++") is None:
-        return "g++ is not installed"
-    return None if importlib.util.find_spec("pybind11") else "pybind11 is not installed"
+why_not = build.why_not
 
 
 def register(op: Op) -> None:
@@ -44,50 +34,29 @@ def register(op: Op) -> None:
     if "cuda" in op.implementations and "cuda_simt" not in op.implementations:
         native = importlib.import_module(f"llmsys.ops.{op.name}.native")
         missing = why_not()
-        kernels = Kernels("cuda_simt", "cpu", None if missing else _Lazy(), missing or "")
+        kernels = Kernels("cuda_simt", "cpu", None if missing else build.Lazy(module, "cuda"), missing or "")
         op.implementations["cuda_simt"] = native.implementation(kernels)
-
-
-class _Lazy(ModuleType):
-    """Stands for the `cuda` part of the module until one of its functions is called."""
-
-    def __init__(self) -> None:
-        super().__init__("llmsys_simt.cuda")
-
-    def __getattr__(self, name: str):
-        return lambda *args: getattr(module().cuda, name)(*args)
 
 
 @cache
 def module() -> ModuleType:
     """The module `llmsys_simt`: csrc/bindings over csrc/cuda."""
-    import pybind11
-
     sanitize = SANITIZE if has_address_sanitizer() else ()
-    python = (f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}", *BINDINGS)
+    python = build.binding_flags("llmsys_simt", "cuda")
     kernels = sorted((ROOT / "csrc/cuda").glob("*.cu"))
-    with_kernels = {"module", *(source.stem for source in kernels)}
-    bindings = [source for source in sorted((ROOT / "csrc/bindings").glob("*.cpp")) if source.stem in with_kernels]
-    objects = _compile(
+    objects = build.compile(
         [
-            *((source, python) for source in bindings),
-            *((source, sanitize) for source in kernels),
-            *((HERE / source, sanitize) for source in ("fiber.cpp", "simt.cpp")),
+            *((source, python) for source in build.bindings({source.stem for source in kernels})),
+            *((source, (*FLAGS, *sanitize)) for source in (*kernels, HERE / "fiber.cpp", HERE / "simt.cpp")),
         ]
     )
-    path = _link("llmsys_simt" + sysconfig.get_config_var("EXT_SUFFIX"), objects, ("-shared", *sanitize))
-    spec = importlib.util.spec_from_file_location("llmsys_simt", path)
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    return loaded
+    return build.load("llmsys_simt", objects, *sanitize)
 
 
 def program(source: Path, flags: Sequence[str] = ()) -> Path:
     """An executable from one source file of kernels with a main(), compiled with `flags`."""
-    flags = tuple(flags)
-    return _link(
-        source.stem, _compile([(path, flags) for path in (source, HERE / "fiber.cpp", HERE / "simt.cpp")]), flags
-    )
+    sources = (source, HERE / "fiber.cpp", HERE / "simt.cpp")
+    return build.link(source.stem, build.compile([(path, (*FLAGS, *flags)) for path in sources]), *flags)
 
 
 def seed(value: int) -> None:
@@ -121,39 +90,3 @@ def sanitized_environment() -> dict[str, str]:
         for name in ("libasan.so", "libstdc++.so.6")
     ]
     return {**os.environ, "LD_PRELOAD": " ".join(libraries), "ASAN_OPTIONS": "detect_leaks=0"}
-
-
-@cache
-def _surroundings() -> bytes:
-    """What every object depends on: compiler, headers."""
-    version = subprocess.run(["g++", "--version"], capture_output=True, check=True).stdout
-    headers = [*(ROOT / "csrc").rglob("*.h"), *(ROOT / "csrc").rglob("*.cuh"), *HERE.glob("*.h")]
-    return version + b"".join(path.read_bytes() for path in sorted(headers))
-
-
-def _compile(sources: Sequence[tuple[Path, tuple[str, ...]]]) -> list[Path]:
-    BUILD.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(lambda pair: _object(*pair), sources))
-
-
-def _object(source: Path, flags: tuple[str, ...]) -> Path:
-    command = ["g++", *FLAGS, *flags, f"-I{HERE}", f"-I{ROOT / 'csrc' / 'cuda'}", "-x", "c++", "-c", str(source)]
-    key = hashlib.sha256(_surroundings() + source.read_bytes() + " ".join(command).encode()).hexdigest()[:16]
-    return _make(BUILD / f"{source.stem}-{key}.o", command)
-
-
-def _link(name: str, objects: list[Path], flags: tuple[str, ...]) -> Path:
-    key = hashlib.sha256(" ".join(map(str, [*objects, *flags])).encode()).hexdigest()[:16]
-    (BUILD / key).mkdir(exist_ok=True)
-    return _make(BUILD / key / name, ["g++", *flags, *map(str, objects)])
-
-
-def _make(target: Path, command: list[str]) -> Path:
-    if not target.exists():
-        partial = target.with_name(f"{target.name}.{os.getpid()}")  # another process may be making it too
-        run = subprocess.run([*command, "-o", str(partial)], capture_output=True, text=True)
-        if run.returncode:
-            raise RuntimeError(f"tests.simt: {' '.join(command)} failed\n{run.stderr}")
-        partial.replace(target)
-    return target

@@ -1,0 +1,79 @@
+// Found before the compiler's own, so that the code for AVX-512 runs on a machine without it: the AVX-512 intrinsics
+// that csrc/cpu uses, on vectors of 64 bytes, which the compiler keeps in pairs of AVX2 registers.
+//
+// One that is missing here does not compile: GCC inlines its own only into code for AVX-512. Every instruction below
+// works lane by lane, or on each 16-bit lane's own source, so two halves done by AVX2 are exactly the whole.
+#pragma once
+
+#include_next <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+namespace emulated_avx512 {
+
+#define LLMSYS_EMULATED static inline __attribute__((always_inline))
+
+typedef uint16_t Lanes16 __attribute__((vector_size(32)));
+typedef uint32_t Lanes32 __attribute__((vector_size(64)));
+
+template <class Whole, class Half>
+LLMSYS_EMULATED Half half(const Whole& whole, int which) {
+  static_assert(sizeof(Whole) == 2 * sizeof(Half));
+  Half result;
+  memcpy(&result, reinterpret_cast<const char*>(&whole) + which * sizeof result, sizeof result);
+  return result;
+}
+
+template <class Whole, class Half>
+LLMSYS_EMULATED Whole join(Half low, Half high) {
+  static_assert(sizeof(Whole) == 2 * sizeof(Half));
+  Half halves[2] = {low, high};
+  Whole result;
+  memcpy(&result, halves, sizeof result);
+  return result;
+}
+
+LLMSYS_EMULATED __m512 sqrt_ps(__m512 x) {
+  return join<__m512>(_mm256_sqrt_ps(half<__m512, __m256>(x, 0)), _mm256_sqrt_ps(half<__m512, __m256>(x, 1)));
+}
+
+LLMSYS_EMULATED __m512 cvtph_ps(__m256i x) {
+  return join<__m512>(_mm256_cvtph_ps(half<__m256i, __m128i>(x, 0)), _mm256_cvtph_ps(half<__m256i, __m128i>(x, 1)));
+}
+
+template <int kRounding>
+LLMSYS_EMULATED __m256i cvtps_ph(__m512 x) {
+  return join<__m256i>(_mm256_cvtps_ph(half<__m512, __m256>(x, 0), kRounding),
+                       _mm256_cvtps_ph(half<__m512, __m256>(x, 1), kRounding));
+}
+
+LLMSYS_EMULATED __m512i cvtepu16_epi32(__m256i x) {
+  Lanes16 from = reinterpret_cast<Lanes16>(x);
+  Lanes32 to;
+  for (int i = 0; i < 16; ++i) to[i] = from[i];
+  return reinterpret_cast<__m512i>(to);
+}
+
+LLMSYS_EMULATED __m256i cvtepi32_epi16(__m512i x) {  // keeps the low bits: does not saturate
+  Lanes32 from = reinterpret_cast<Lanes32>(x);
+  Lanes16 to;
+  for (int i = 0; i < 16; ++i) to[i] = uint16_t(from[i]);
+  return reinterpret_cast<__m256i>(to);
+}
+
+LLMSYS_EMULATED void stream_si512(__m512i* p, __m512i x) {
+  if (reinterpret_cast<uintptr_t>(p) % 64) __builtin_trap();  // as the instruction does
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), half<__m512i, __m256i>(x, 0));
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p) + 1, half<__m512i, __m256i>(x, 1));
+}
+
+}  // namespace emulated_avx512
+
+#undef _mm512_cvtps_ph
+#define _mm512_cvtps_ph(x, rounding) emulated_avx512::cvtps_ph<(rounding)>(x)
+#define _mm512_cvtph_ps emulated_avx512::cvtph_ps
+#define _mm512_cvtepu16_epi32 emulated_avx512::cvtepu16_epi32
+#define _mm512_cvtepi32_epi16 emulated_avx512::cvtepi32_epi16
+#define _mm512_sqrt_ps emulated_avx512::sqrt_ps
+#define _mm512_stream_si512 emulated_avx512::stream_si512

@@ -1,0 +1,55 @@
+// The functions of csrc/cpu/simd.h over arrays, for tests/test_simd.py: compiled once per instruction set.
+#include "../csrc/cpu/simd.h"
+
+using namespace llmsys::cpu::LLMSYS_ISA;
+using llmsys::DType;
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace {
+
+enum class Way { single, pair, streamed_pair, partial };  // by which loads and stores
+
+template <class From, class To, class Function>
+void apply(Way way, const From* from, To* to, int64_t size, Function function) {
+  if (way == Way::partial) {  // 1 element, then 2, ... a whole vector, and again
+    for (int64_t at = 0, count = 1; at < size; at += count, count = count % kLanes + 1) {
+      if (count > size - at) count = size - at;
+      store(to + at, function(load(from + at, int(count))), int(count));
+    }
+    return;
+  }
+  for (int64_t at = 0; at + 2 * kLanes <= size; at += 2 * kLanes) {
+    const F32 low = function(load(from + at)), high = function(load(from + at + kLanes));
+    if (way == Way::single) {
+      store(to + at, low);
+      store(to + at + kLanes, high);
+    } else if (way == Way::pair) {
+      store_pair<false>(to + at, low, high);
+    } else {
+      store_pair<true>(to + at, low, high);
+    }
+  }
+  stream_fence();
+}
+
+}  // namespace
+
+EXPORT int vector_bytes() { return LLMSYS_VECTOR_BYTES; }
+
+EXPORT void convert(int way, const void* from, int from_type, void* to, int to_type, int64_t size) {
+  with_type(DType(from_type), [&](auto a) {
+    with_type(DType(to_type), [&](auto b) {
+      apply(Way(way), static_cast<const decltype(a)*>(from), static_cast<decltype(b)*>(to), size,
+            [](F32 value) { return value; });
+    });
+  });
+}
+
+EXPORT void vector_exp(const float* from, float* to, int64_t size) {
+  apply(Way::pair, from, to, size, [](F32 x) { return exp(x); });
+}
+
+EXPORT void vector_sqrt(const float* from, float* to, int64_t size) {
+  apply(Way::pair, from, to, size, [](F32 x) { return sqrt(x); });
+}

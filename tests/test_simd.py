@@ -1,0 +1,162 @@
+"""csrc/cpu/simd.h on every instruction set of this machine, and as compiled for AVX-512 on AVX2."""
+
+import ctypes
+import re
+from functools import cache
+
+import pytest
+import torch
+
+from llmsys import _C
+from llmsys.ops._native import DTYPES
+from tests import avx512, build
+from tests.harness import same_bits
+
+EMULATED = "avx512 emulated"
+FLAGS = {
+    "baseline": ("-DLLMSYS_ISA=baseline",),
+    "avx2": ("-DLLMSYS_ISA=avx2", "-mavx2", "-mfma", "-mf16c"),
+    "avx512": (
+        *("-DLLMSYS_ISA=avx512", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"),
+        "-Wno-maybe-uninitialized",
+    ),
+    EMULATED: avx512.FLAGS,
+}
+VECTOR_BYTES = {"baseline": 16, "avx2": 32, "avx512": 64, EMULATED: 64}
+WAYS = ("single", "pair", "streamed_pair", "partial")  # as in simd.cpp
+HALVES = (torch.bfloat16, torch.float16)
+
+pytestmark = pytest.mark.skipif(bool(build.why_not()), reason=str(build.why_not()))
+isas = pytest.mark.parametrize("isa", FLAGS)
+ways = pytest.mark.parametrize("way", WAYS)
+halves = pytest.mark.parametrize("half", HALVES, ids=str)
+
+
+@cache
+def library(isa: str) -> ctypes.CDLL:
+    """simd.cpp compiled for this instruction set."""
+    if isa == EMULATED and (missing := avx512.why_not()):
+        pytest.skip(missing)
+    if isa != EMULATED and isa not in _C.cpu.isas():
+        pytest.skip(f"this machine cannot run {isa}")
+    flags = (*FLAGS[isa], "-O2", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi")
+    return ctypes.CDLL(build.link("simd.so", build.compile([(build.ROOT / "tests" / "simd.cpp", flags)]), "-shared"))
+
+
+def aligned(size: int, dtype: torch.dtype) -> torch.Tensor:
+    """NaN from the start of a cache line on."""
+    buffer = torch.full((size + 64,), float("nan"), dtype=dtype)
+    skipped = -buffer.data_ptr() % 64 // buffer.element_size()
+    return buffer[skipped : skipped + size]
+
+
+def converted(isa: str, way: str, values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    result = aligned(len(values), dtype)
+    address = ctypes.c_void_p
+    library(isa).convert(
+        *(WAYS.index(way), address(values.data_ptr()), DTYPES[values.dtype]),
+        *(address(result.data_ptr()), DTYPES[dtype], ctypes.c_int64(len(values))),
+    )
+    return result
+
+
+def mapped(isa: str, function: str, values: torch.Tensor) -> torch.Tensor:
+    result = aligned(len(values), torch.float32)
+    pointers = (ctypes.c_void_p(tensor.data_ptr()) for tensor in (values, result))
+    getattr(library(isa), f"vector_{function}")(*pointers, ctypes.c_int64(len(values)))
+    return result
+
+
+def patterns(dtype: torch.dtype) -> torch.Tensor:
+    """All 65536 values of a 16-bit format."""
+    return torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
+
+
+def assert_same_but_for_payloads(result: torch.Tensor, expected: torch.Tensor) -> None:
+    assert torch.equal(result.isnan(), expected.isnan())
+    zero = torch.zeros((), dtype=result.dtype)
+    assert same_bits(result.where(~expected.isnan(), zero), expected.where(~expected.isnan(), zero))
+
+
+@isas
+def test_width(isa):
+    assert library(isa).vector_bytes() == VECTOR_BYTES[isa]
+
+
+@isas
+@ways
+@halves
+def test_every_16_bit_value(isa, way, half):
+    """To float32 as torch has it, and back to the same bits."""
+    wide = converted(isa, way, patterns(half), torch.float32)
+    assert_same_but_for_payloads(wide, patterns(half).float())
+    assert_same_but_for_payloads(converted(isa, way, wide, half), patterns(half))
+    assert_same_but_for_payloads(converted(isa, way, patterns(half), half), patterns(half))
+
+
+@isas
+@ways
+@halves
+def test_rounds_as_torch(isa, way, half):
+    """To nearest, ties to even: random bits, then all ties and their neighbours."""
+    generator = torch.Generator().manual_seed(0)
+    anything = torch.randint(-(2**31), 2**31, (2**21,), generator=generator).to(torch.int32).view(torch.float32)
+    # Most random bits are beyond float16: as many again from its exponents, with those that become 0 and infinity.
+    exponents = torch.randint(127 - 27, 127 + 18, anything.shape, generator=generator).to(torch.int32)
+    in_range = ((anything.view(torch.int32) & ~0x7F800000) | (exponents << 23)).view(torch.float32)
+    finite = patterns(half)[patterns(half).isfinite()].double()
+    finite = finite.unique(sorted=True)
+    ties = ((finite[1:] + finite[:-1]) / 2).float()  # exact
+    above, below = (torch.nextafter(ties, torch.full_like(ties, end)) for end in (torch.inf, -torch.inf))
+    values = torch.cat([anything, in_range, ties, above, below, finite.float()])
+    values = torch.nn.functional.pad(values, (0, -len(values) % 32))
+    assert_same_but_for_payloads(converted(isa, way, values, half), values.to(half))
+
+
+@isas
+@ways
+def test_float32_stays(isa, way):
+    values = torch.arange(2**16, dtype=torch.int32).mul(65521).view(torch.float32)
+    assert same_bits(converted(isa, way, values, torch.float32), values)
+
+
+@isas
+def test_exp_within_two_ulp(isa):
+    """Against float64: a value in 1021 of all float32, and every one where results become 0 or infinity."""
+    edges = [torch.tensor(ends).view(torch.int32).tolist() for ends in ((88.70, 88.75), (-103.95, -104.05))]
+    for start, end, step in ((-(2**31), 2**31, 1021), *((first, last, 1) for first, last in edges)):
+        x = torch.arange(start, end, step).to(torch.int32).view(torch.float32)
+        x = x[: len(x) // 32 * 32]
+        y, expected = mapped(isa, "exp", x), x.double().exp()
+        assert torch.equal(y.isnan(), x.isnan())
+        # Infinity counts as the number that would follow the largest.
+        y, expected = (t.double().clamp(max=2.0**128)[~x.isnan()] for t in (y, expected))
+        ulp = torch.ldexp(torch.ones_like(expected), (expected.frexp().exponent - 24).clamp(-149, 104))
+        worst = ((y - expected).abs() / ulp).max().item()
+        assert worst <= 2, worst
+
+
+@isas
+def test_sqrt_is_rounded_right(isa):
+    x = torch.arange(0, 0x7F800000 + 32 * 509, 509).to(torch.int32).view(torch.float32)
+    x = x[: len(x) // 32 * 32]
+    assert_same_but_for_payloads(mapped(isa, "sqrt", x), x.double().sqrt().float())
+
+
+def test_an_intrinsic_without_emulation_does_not_compile(tmp_path):
+    if missing := avx512.why_not():
+        pytest.skip(missing)
+    source = tmp_path / "missing.cpp"
+    for call, fails in (("_mm512_sqrt_ps(x)", False), ("_mm512_rcp14_ps(x)", True)):
+        source.write_text(f"#include <immintrin.h>\nvoid f(__m512& x) {{ x = {call}; }}\n")
+        if fails:
+            with pytest.raises(RuntimeError, match="target specific option mismatch"):
+                build.compile([(source, avx512.FLAGS)])
+        else:
+            build.compile([(source, avx512.FLAGS)])
+
+
+def test_every_emulated_intrinsic_is_used():
+    header = (build.ROOT / "tests" / "avx512" / "immintrin.h").read_text()
+    kernels = "".join(path.read_text() for path in (build.ROOT / "csrc" / "cpu").iterdir())
+    assert set(re.findall(r"#define (_mm512_\w+)", header)) == set(re.findall(r"_mm512_\w+", kernels))
