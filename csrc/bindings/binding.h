@@ -1,8 +1,8 @@
 // How an op's functions reach Python: each bindings/<op>.cpp holds one Binding, which module.cpp finds by itself.
 //
 // Tensors come as addresses, sizes and strides as integers, element types as the numbers of dtype.h; the Python side
-// has checked them. The interpreter lock is released while a kernel runs. Every function takes a stream first, which the
-// CPU ignores.
+// has checked them. The interpreter lock is released while a kernel runs. Every function takes a stream first, which
+// the CPU ignores.
 #pragma once
 
 #include <pybind11/pybind11.h>
