@@ -25,9 +25,9 @@ class DataConfig:
 class OptimizerConfig:
     """AdamW; a linear warm-up to `lr`, then half a cosine down to `final_lr_ratio · lr` at the last step."""
 
-    lr: float = 3e-3
+    lr: float = 1.5e-3
     final_lr_ratio: float = 0.1
-    warmup_steps: int = 20
+    warmup_steps: int = 25
     beta1: float = 0.9
     beta2: float = 0.95
     eps: float = 1e-8
