@@ -247,7 +247,7 @@ LLMSYS_INLINE void prefetch(const void* p) { __builtin_prefetch(p); }
 
 // Whether every lane of a comparison holds.
 LLMSYS_INLINE bool all(I32 mask) {
-#if defined(__AVX512F__)
+#if LLMSYS_AVX512
   return _mm512_movepi32_mask(reinterpret_cast<__m512i>(mask)) == 0xffff;
 #elif defined(__AVX2__)
   return _mm256_movemask_ps(reinterpret_cast<__m256>(mask)) == 0xff;

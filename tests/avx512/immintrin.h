@@ -62,6 +62,12 @@ LLMSYS_EMULATED __m256i cvtepi32_epi16(__m512i x) {  // keeps the low bits: does
   return reinterpret_cast<__m256i>(to);
 }
 
+LLMSYS_EMULATED __mmask16 movepi32_mask(__m512i x) {
+  const int low = _mm256_movemask_ps(_mm256_castsi256_ps(half<__m512i, __m256i>(x, 0)));
+  const int high = _mm256_movemask_ps(_mm256_castsi256_ps(half<__m512i, __m256i>(x, 1)));
+  return __mmask16(low | high << 8);
+}
+
 LLMSYS_EMULATED void stream_si512(__m512i* p, __m512i x) {
   if (reinterpret_cast<uintptr_t>(p) % 64) __builtin_trap();  // as the instruction does
   _mm256_stream_si256(reinterpret_cast<__m256i*>(p), half<__m512i, __m256i>(x, 0));
@@ -75,5 +81,6 @@ LLMSYS_EMULATED void stream_si512(__m512i* p, __m512i x) {
 #define _mm512_cvtph_ps emulated_avx512::cvtph_ps
 #define _mm512_cvtepu16_epi32 emulated_avx512::cvtepu16_epi32
 #define _mm512_cvtepi32_epi16 emulated_avx512::cvtepi32_epi16
+#define _mm512_movepi32_mask emulated_avx512::movepi32_mask
 #define _mm512_sqrt_ps emulated_avx512::sqrt_ps
 #define _mm512_stream_si512 emulated_avx512::stream_si512
