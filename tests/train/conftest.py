@@ -1,6 +1,7 @@
 import dataclasses
 
 import pytest
+import torch
 
 from llmsys.data import Corpus, PackedBatches, TokenFile, Tokenizer
 from llmsys.models import LlamaConfig
@@ -28,6 +29,15 @@ TEXT = [
 ]
 
 
+@pytest.fixture(autouse=True, scope="package")
+def one_thread():
+    """These tensors are too small to share; on a busy machine threads would wait for each other most of the time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def tokens(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokens")
@@ -41,8 +51,6 @@ def make_trainer(tokens):
     """A trainer of the tiny config with `changes`, made by `engine` in `dtype`."""
 
     def make(dtype=None, engine=fused, **changes):
-        import torch
-
         config = dataclasses.replace(TINY, **changes)
         batches = [
             PackedBatches(tokens, config.data.batch_size, config.data.sequence_length, seed=config.seed, split=split)
