@@ -15,7 +15,7 @@ from llmsys.ops.adamw import cases as adamw
 from llmsys.ops.add_rms_norm import cases as add_rms_norm
 from llmsys.ops.rms_norm import cases as rms_norm
 from llmsys.ops.swiglu import cases as swiglu
-from tests import simt
+from tests import build, simt
 from tests.harness import same_bits
 
 CASES = {"rms_norm": rms_norm, "add_rms_norm": add_rms_norm, "swiglu": swiglu}
@@ -202,11 +202,11 @@ MAX_REGISTERS = 128  # two blocks of 256 threads on a multiprocessor
 def ptxas_reports() -> dict[str, str]:
     """Source → what ptxas says of its kernels, kept in build/simt; all sources are compiled side by side."""
     headers = sorted([*(simt.ROOT / "csrc").glob("*.h"), *(simt.ROOT / "csrc" / "cuda").glob("*.cuh")])
-    simt.BUILD.mkdir(parents=True, exist_ok=True)
+    build.BUILD.mkdir(parents=True, exist_ok=True)
     kept, running = {}, {}
     for source in SOURCES:
         key = hashlib.sha256(b"".join(path.read_bytes() for path in [*headers, source])).hexdigest()[:16]
-        report = kept[source.stem] = simt.BUILD / f"{source.stem}-{key}.ptxas"
+        report = kept[source.stem] = build.BUILD / f"{source.stem}-{key}.ptxas"
         if not report.exists():
             command = ["nvcc", "-std=c++17", *GPUS, "-Xptxas", "-v", "-c", str(source), "-o", report.with_suffix(".o")]
             running[report] = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
