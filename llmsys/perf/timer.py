@@ -18,7 +18,7 @@ import torch
 Timed = Callable[[int], object]
 Name = TypeVar("Name", bound=Hashable)
 
-MIN_SAMPLE_NS = 50_000  # a clock read costs about 50 ns: one thousandth of a sample
+MIN_SAMPLE_NS = 1_000_000  # short calls in a row, as a model makes them: what ran before has left the caches by then
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def time_interleaved(
     """Time every callable in `calls` once per round; each call gets the next buffer set in rotation.
 
     Stops after `rounds` rounds, or once `budget_s` seconds are spent and `min_rounds` are done. Calls shorter than
-    50 µs are repeated within one sample. On CUDA, events around the calls; on the CPU, the monotonic clock.
+    1 ms are repeated within one sample. On CUDA, events around the calls; on the CPU, the monotonic clock.
 
     Errors     ValueError if calls is empty, or a count is below 1
     """
