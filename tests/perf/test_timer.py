@@ -7,7 +7,7 @@ from llmsys.perf import timer
 
 def test_every_round_calls_each_candidate_once_and_buffers_rotate():
     calls = []
-    candidates = {name: lambda index, name=name: (calls.append((name, index)), time.sleep(1e-4)) for name in "abc"}
+    candidates = {name: lambda index, name=name: (calls.append((name, index)), time.sleep(2e-3)) for name in "abc"}
     timings = timer.time_interleaved(candidates, num_sets=4, rounds=6, warmup=0, budget_s=60)
     assert [index for _, index in calls] == [turn % 4 for turn in range(len(calls))]
     timed = [name for name, _ in calls[3:]]  # one warm-up call of each comes before
@@ -25,7 +25,7 @@ def test_short_calls_are_repeated_within_a_sample():
         count += 1
 
     timer.time_interleaved({"short": short}, rounds=2, warmup=0)
-    assert count > 2 * 10, "a call far below 50 µs is repeated many times per sample"
+    assert count > 2 * 10, "a call far below 1 ms is repeated many times per sample"
 
 
 def test_median_and_quartiles():
