@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from llmsys import _C
+from llmsys.ops._native import instruction_set
 from llmsys.ops._op import Op
 from llmsys.ops._verify import verify
 
@@ -59,13 +59,4 @@ def copied(value: Any) -> Any:
 
 def under(isa: str, run: Callable) -> Callable:
     """`run` with the CPU kernels of `isa`; the instruction set in use comes back after each call."""
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        used = _C.cpu.isa()
-        _C.cpu.select_isa(isa)
-        try:
-            return run(*args, **kwargs)
-        finally:
-            _C.cpu.select_isa(used)
-
-    return call
+    return instruction_set(isa)(run)

@@ -8,7 +8,6 @@ import json as json_format
 import platform
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +19,7 @@ import llmsys
 from llmsys import _C, env
 from llmsys.memory import allocator_state
 from llmsys.ops import _op
+from llmsys.ops._native import instruction_set
 from llmsys.ops._op import Op
 from llmsys.ops._verify import verify
 
@@ -88,7 +88,7 @@ def _examine_op(op: Op) -> Iterator[Finding]:
             for isa in ISAS:
                 current = name == chosen and isa == _C.cpu.isa()
                 if isa in _C.cpu.isas():
-                    with _instruction_set(isa):
+                    with instruction_set(isa):
                         yield _try(op, cases, name, f"cpu[{isa}]", "cpu", current)
                 else:
                     yield Finding(op.name, f"cpu[{isa}]", None, False, f"this machine cannot run {isa}")
@@ -108,16 +108,6 @@ def _try(op: Op, cases: ModuleType, name: str, label: str, device: str, chosen: 
                 if not verdict.right:
                     return Finding(op.name, label, False, chosen, f"{shape} {dtype}: {verdict}")
     return Finding(op.name, label, True, chosen, "")
-
-
-@contextmanager
-def _instruction_set(isa: str) -> Iterator[None]:
-    before = _C.cpu.isa()
-    _C.cpu.select_isa(isa)
-    try:
-        yield
-    finally:
-        _C.cpu.select_isa(before)
 
 
 def _simulator() -> ModuleType | None:

@@ -8,7 +8,7 @@ def test_op(check):
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
@@ -19,6 +19,7 @@ import torch
 
 from llmsys import _C
 from llmsys.ops._cases import random
+from llmsys.ops._native import instruction_set
 from llmsys.ops._op import Op, use
 from llmsys.ops._verify import leaves, run, verify
 from tests import avx512, simt
@@ -36,15 +37,9 @@ class Runner:
     why_not: str | None = None
     isa: str | None = None
 
-    @contextmanager
-    def selected(self) -> Iterator[None]:
-        before = _C.cpu.isa()
-        if self.isa:
-            _C.cpu.select_isa(self.isa)
-        try:
-            yield
-        finally:
-            _C.cpu.select_isa(before)
+    def selected(self) -> AbstractContextManager[None]:
+        """A block in which CPU kernels run on this runner's instruction set."""
+        return instruction_set(self.isa or _C.cpu.isa())
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
@@ -23,6 +24,17 @@ DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # csrc/dtype.h
 
 if (_isa := env.forced_cpu_isa()) is not None:
     _C.cpu.select_isa(_isa)
+
+
+@contextmanager
+def instruction_set(isa: str) -> Iterator[None]:
+    """Inside, CPU kernels run on `isa`; the instruction set in use before comes back after."""
+    before = _C.cpu.isa()
+    _C.cpu.select_isa(isa)
+    try:
+        yield
+    finally:
+        _C.cpu.select_isa(before)
 
 
 @dataclass(frozen=True)
