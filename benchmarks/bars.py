@@ -87,51 +87,29 @@ def case_of(row: Row) -> Case:
     return Case(row.mode, row.direction, row.shape, row.dtype, row.caches)
 
 
-def plan(op: str) -> list[Case]:
-    """The cases that the bars of `op` need, each once."""
-    return list(dict.fromkeys(bar.case for bar in BARS if bar.op == op))
+def ready(op: str, direction: str, percent: float, shape: tuple[int, ...] = (4096, 4096)) -> Bar:
+    """`op` into outputs that exist reaches this share of the copy bandwidth."""
+    return Bar(op, Case("ready", direction, shape), "percent", percent)
 
 
-def _ready(op: str, direction: str, percent: float) -> Bar:
-    return Bar(op, Case("ready", direction, (4096, 4096)), "percent", percent)
-
-
-def _public(op: str, direction: str, shape: tuple[int, ...], times: float, than: str) -> Bar:
+def public(op: str, direction: str, shape: tuple[int, ...], times: float, than: str) -> Bar:
+    """`op` as a user calls it is so many times as fast as a peer."""
     return Bar(op, Case("public", direction, shape), "times", times, than)
 
 
-def _warm(shape: tuple[int, ...]) -> Case:
+def warm(shape: tuple[int, ...]) -> Case:
+    """A public forward whose buffers an op before may have left in the caches."""
     return Case("public", "forward", shape, caches="warm")
+
+
+def half_on_avx2(op: str) -> tuple[Bar, ...]:
+    """AVX2 gives at least half the speed of AVX-512."""
+    cases = (Case("ready", direction, (4096, 4096)) for direction in ("forward", "backward"))
+    return tuple(Bar(op, case, "times", 0.5, "cpu", "cpu[avx2]", "AVX-512") for case in cases)
 
 
 DIRECTIONS = ("forward", "forward+backward")
 SMALL = ((16, 64), (16, 1024), (32, 1024))  # 2, 32 and 64 KiB of bfloat16
-PARAMETERS = (1 << 22, 1 << 11) * 8  # 33.6 million in 16 tensors
-
-BARS = (
-    _ready("rms_norm", "forward", 80),
-    _ready("rms_norm", "backward", 65),
-    *(
-        _public("rms_norm", direction, shape, times, than)
-        for shape in ((2048, 2048), (8192, 1024))
-        for direction in DIRECTIONS
-        for times, than in ((4, "eager"), (1.4, "torch.compile"))
-    ),
-    *(Bar("rms_norm", _warm(shape), "times", 1, "eager") for shape in SMALL),
-    _ready("swiglu", "forward", 80),
-    _ready("swiglu", "backward", 70),
-    *(_public("swiglu", direction, (2048, 2048), 1.4, "torch.compile") for direction in DIRECTIONS),
-    *(Bar("swiglu", _warm(shape), "extra_us", 3, "eager") for shape in SMALL),
-    Bar("adamw", Case("public", "step", PARAMETERS, "float32"), "times", 1, "torch fused"),
-    Bar("adamw", Case("public", "clip+step+copy", PARAMETERS, "bfloat16"), "times", 1.5, "torch clip, fused, copy"),
-    Bar("dispatch", Case("public", "forward", (16, 64), caches="warm"), "extra_us", 5, "raw binding", "no autograd"),
-    Bar("dispatch", Case("public", "forward", (16, 64), caches="warm"), "extra_us", 10, "raw binding", "autograd"),
-    *(
-        Bar(op, Case("ready", direction, (4096, 4096)), "times", 0.5, "cpu", "cpu[avx2]", "AVX-512")
-        for op in ("rms_norm", "swiglu")
-        for direction in ("forward", "backward")
-    ),
-)
 
 
 def table(verdicts: Sequence[Verdict]) -> Table:

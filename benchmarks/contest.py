@@ -1,13 +1,20 @@
 """What is measured, who competes, and the race: rows out of interleaved rounds."""
 
+from __future__ import annotations
+
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from llmsys.perf.ceilings import NATIVE_BLOCK_BYTES, bandwidth, copier
 from llmsys.perf.report import Row
 from llmsys.perf.roofline import percent
 from llmsys.perf.timer import Timed, last_level_cache_bytes, sets_for_cold_caches, time_interleaved
+
+if TYPE_CHECKING:
+    from benchmarks.bars import Bar
+    from benchmarks.peers import Peer
 
 
 @dataclass(frozen=True)
@@ -47,12 +54,14 @@ class Contest:
 
 @dataclass(frozen=True)
 class Bench:
-    """A benchmark: the cases it measures by itself, what competes in a case, and everyone's name."""
+    """A benchmark: the cases it measures by itself, what competes in a case, everyone's name, and what is promised."""
 
     op: str
     plan: Sequence[Case]
     contests: Callable[[Case, str], Iterable[Contest]]
     names: Sequence[str]
+    peers: Sequence[Peer] = ()
+    bars: Sequence[Bar] = ()
 
     def run(self, plan: Iterable[Case] | None = None, *, device: str = "cpu", budget_s: float = 4.0) -> list[Row]:
         """Rows of every case of `plan`, by default its own; `budget_s` seconds of rounds for each contest."""

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 
 import llmsys
+from benchmarks.bars import Bar
 from benchmarks.contest import Bench, Case, Contest
 from benchmarks.gate import copied, fault_of, fault_of_out, same_bits, tensors, under
-from benchmarks.peers import Peer
+from benchmarks.peers import Peer, torch_peers
 from llmsys import _C, env
 from llmsys.ops._op import Op
 from llmsys.ops._verify import leaves
@@ -25,13 +26,21 @@ from llmsys.perf.timer import sets_for_cold_caches
 WAYS = (("ready", "forward"), ("ready", "backward"), ("public", "forward"), ("public", "forward+backward"))
 
 
-def bench_op(op: Op, cases: ModuleType, peers: Sequence[Peer] = ()) -> Bench:
-    """The benchmark of `op`: by itself, the large shapes in every mode and direction."""
+def bench_op(
+    op: Op, cases: ModuleType, formula: Callable, peers: Sequence[Peer] = (), bars: Sequence[Bar] = ()
+) -> Bench:
+    """The benchmark of `op`: by itself, the large shapes in every mode and direction.
+
+    `formula` is the op as PyTorch's users write it, of the forward's arguments: it competes eager and compiled.
+    """
+    peers = (*torch_peers(formula), *peers)
     return Bench(
         op=op.name,
         plan=[Case(mode, direction, shape) for shape in cases.LARGE for mode, direction in WAYS],
         contests=lambda case, device: [op_contest(op, cases, peers, case, device)],
         names=[*op.implementations, *(peer.name for peer in peers)],
+        peers=peers,
+        bars=bars,
     )
 
 

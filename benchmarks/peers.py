@@ -1,4 +1,7 @@
-"""Other people's implementations of the same ops. One that cannot run is listed with the reason, never dropped."""
+"""Other people's implementations of the same ops. One that cannot run is listed with the reason, never dropped.
+
+PyTorch's own formula of an op stands in the op's benchmark.
+"""
 
 import shutil
 from collections.abc import Callable
@@ -6,7 +9,6 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 
 from llmsys import env
 
@@ -48,29 +50,6 @@ def torch_peers(function: Callable) -> tuple[Peer, Peer]:
     """PyTorch eager and compiled."""
     compiled = partial(torch.compile, function, fullgraph=True, dynamic=False)
     return Peer("eager", lambda: function), Peer("torch.compile", compiled)
-
-
-def _rms_norm(x, weight, eps, weight_offset):
-    return F.rms_norm(x, weight.shape, weight + weight_offset if weight_offset else weight, eps)
-
-
-def _add_rms_norm(x, residual, weight, eps, weight_offset):
-    total = x + residual
-    return _rms_norm(total, weight, eps, weight_offset), total
-
-
-def _swiglu(gate, up):
-    return F.silu(gate) * up
-
-
-def _rope(x, cos, sin, interleaved):
-    half = cos.shape[-1]
-    c, s = cos.unsqueeze(-2), sin.unsqueeze(-2)
-    rotating, rest = x[..., : 2 * half], x[..., 2 * half :]
-    a, b = (rotating[..., 0::2], rotating[..., 1::2]) if interleaved else rotating.split(half, -1)
-    pair = a * c - b * s, b * c + a * s
-    rotated = torch.stack(pair, -1).flatten(-2) if interleaved else torch.cat(pair, -1)
-    return torch.cat((rotated.to(x.dtype), rest), -1)
 
 
 def _liger_rms_norm():
@@ -136,22 +115,19 @@ def _apex_adamw():
 
 
 RMS_NORM = (
-    *torch_peers(_rms_norm),
     Peer("liger", _liger_rms_norm, "liger_kernel", "cuda"),
     Peer("apex", _apex_rms_norm, "apex.normalization", "cuda"),
     Peer("flash-attn", _flash_attn_rms_norm, "flash_attn.ops.triton", "cuda"),
 )
 ADD_RMS_NORM = (
-    *torch_peers(_add_rms_norm),
     Peer("liger", _liger_add_rms_norm, "liger_kernel", "cuda"),
     Peer("flash-attn", _flash_attn_add_rms_norm, "flash_attn.ops.triton", "cuda"),
 )
 SWIGLU = (
-    *torch_peers(_swiglu),
     Peer("liger", _liger_swiglu, "liger_kernel", "cuda"),
     Peer("flash-attn", _flash_attn_swiglu, "flash_attn.ops.activations", "cuda"),
 )
-ROPE = (*torch_peers(_rope), Peer("flash-attn", _flash_attn_rope, "flash_attn.layers.rotary", "cuda"))
+ROPE = (Peer("flash-attn", _flash_attn_rope, "flash_attn.layers.rotary", "cuda"),)
 # Here `build()` gives what makes an optimizer of parameters and options.
 ADAMW = (
     Peer("torch fused", lambda: partial(torch.optim.AdamW, fused=True)),

@@ -11,6 +11,7 @@ import torch
 
 import llmsys.optim
 from benchmarks import peers
+from benchmarks.bars import Bar
 from benchmarks.contest import Bench, Case, Contest
 from benchmarks.gate import copied, fault_of, tensors
 from benchmarks.harness import cannot_time
@@ -19,6 +20,11 @@ from llmsys.ops.adamw import OP, cases
 OPTIONS = {"lr": 1e-3, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
 MAX_NORM = 1.0
 TORCH_UPDATE = "torch clip, fused, copy"
+PARAMETERS = (1 << 22, 1 << 11) * 8  # 33.6 million in 16 tensors
+BARS = (
+    Bar("adamw", Case("public", "step", PARAMETERS, "float32"), "times", 1, "torch fused"),
+    Bar("adamw", Case("public", "clip+step+copy", PARAMETERS), "times", 1.5, TORCH_UPDATE),
+)
 
 
 def contests(case: Case, device: str) -> list[Contest]:
@@ -98,6 +104,7 @@ BENCH = Bench(
     ],
     contests=contests,
     names=[*OP.implementations, *(peer.name for peer in peers.ADAMW), TORCH_UPDATE],
+    bars=BARS,
 )
 
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import llmsys
+from benchmarks.bars import Bar, warm
 from benchmarks.contest import Bench, Case, Contest
 from benchmarks.gate import fault_of
 from llmsys import _C
@@ -16,6 +17,10 @@ from llmsys.ops._native import DTYPES
 from llmsys.ops.rms_norm import OP, cases
 
 EPS = 1e-6
+BARS = (
+    Bar("dispatch", warm((16, 64)), "extra_us", 5, "raw binding", "no autograd"),
+    Bar("dispatch", warm((16, 64)), "extra_us", 10, "raw binding", "autograd"),
+)
 WAYS = ("no autograd", "autograd", "torch.compile", "torch.compile, autograd")
 
 
@@ -52,9 +57,10 @@ def raw_call(x: torch.Tensor, weight: torch.Tensor, y: torch.Tensor) -> Callable
 
 BENCH = Bench(
     op="dispatch",
-    plan=[Case("public", "forward", (16, 64), caches="warm")],
+    plan=[warm((16, 64))],
     contests=lambda case, device: (contest(way, case, device) for way in WAYS),
     names=[*WAYS, "raw binding", "F.rms_norm"],
+    bars=BARS,
 )
 
 

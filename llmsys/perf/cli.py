@@ -53,7 +53,8 @@ def bench(
         console.print(f"[dim]{name} …[/dim]", highlight=False)
         rows += checkout.run(name, bars, shapes, dtype, device, budget)
     console.print(report.rows_table(rows))
-    verdicts = [checkout.bars.judge(bar, rows) for bar in checkout.bars.BARS if bar.op in names] if bars else []
+    promised = [bar for name in names for bar in checkout.bench(name).bars] if bars else []
+    verdicts = [checkout.bars.judge(bar, rows) for bar in promised]
     if verdicts:
         console.print(checkout.bars.table(verdicts))
     measured = ceilings.bandwidth(device)
@@ -92,6 +93,9 @@ class Checkout:
     def ops(self) -> list[str]:
         return sorted(path.stem.removeprefix("bench_") for path in (self.folder / "ops").glob("bench_*.py"))
 
+    def bench(self, name: str) -> Any:
+        return import_module(f"benchmarks.ops.bench_{name}").BENCH
+
     def run(
         self,
         name: str,
@@ -101,8 +105,8 @@ class Checkout:
         device: str,
         budget_s: float,
     ) -> list[report.Row]:
-        bench: Any = import_module(f"benchmarks.ops.bench_{name}").BENCH
-        plan = self.bars.plan(name) if bars else list(dict.fromkeys([*bench.plan, *self.bars.plan(name)]))
+        bench = self.bench(name)
+        plan = [*([] if bars else bench.plan), *(bar.case for bar in bench.bars)]
         if shapes:
             plan = [replace(case, shape=shape) for shape in shapes for case in plan]
         if dtype:

@@ -6,6 +6,7 @@ from benchmarks import bars, readme
 from benchmarks.bars import Bar, judge
 from benchmarks.contest import Case
 from llmsys.perf import report
+from llmsys.perf.cli import Checkout
 
 CASE = Case("ready", "forward", (4096, 4096))
 
@@ -63,10 +64,10 @@ def test_red_is_not_a_figure():
     assert verdict.met is None and verdict.why_not == "cpu: wrong: error 1"
 
 
-def test_plan_has_each_case_once():
-    for op in {bar.op for bar in bars.BARS}:
-        plan = bars.plan(op)
-        assert plan and len(plan) == len(set(plan))
+@pytest.mark.parametrize("name", Checkout().ops())
+def test_every_bar_is_of_its_own_benchmark(name):
+    bench = Checkout().bench(name)
+    assert {bar.op for bar in bench.bars} <= {bench.op} == {name}
 
 
 def test_readme_table(tmp_path):

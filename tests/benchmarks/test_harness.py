@@ -71,8 +71,14 @@ def traffic(direction, x, weight, scale):
 CASES = ModuleType("cases")
 CASES.LARGE, CASES.inputs, CASES.traffic = (SHAPE,), inputs, traffic
 CASES.flops = lambda direction, x, *rest: 2 * x.numel()
+
+
+def formula(x, weight, scale):
+    return x * weight * scale
+
+
 PEERS = (
-    *torch_peers(lambda x, weight, scale: x * weight * scale)[:1],
+    *torch_peers(formula)[:1],
     Peer("absent", lambda: None, "no_such_package.inner"),
     Peer("elsewhere", lambda: None, "torch", "cuda"),
 )
@@ -88,7 +94,7 @@ def public(monkeypatch):
 
 
 def run(*cases):
-    return harness.bench_op(OP, CASES, PEERS).run(cases, budget_s=0.01)
+    return harness.bench_op(OP, CASES, formula, PEERS[1:]).run(cases, budget_s=0.01)
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
@@ -150,7 +156,7 @@ def test_ceiling_is_the_best_copy_of_run_and_rounds(monkeypatch, copy_s, ceiling
 
 
 def test_default_plan_is_every_way_of_every_large_shape():
-    plan = harness.bench_op(OP, CASES).plan
+    plan = harness.bench_op(OP, CASES, formula).plan
     assert [(case.mode, case.direction) for case in plan] == list(harness.WAYS)
 
 

@@ -19,6 +19,11 @@ from tests.ops.list_ops import (
     tensors_of,
 )
 
+SURFACE = {
+    "adamw": "(params, grads, exp_avgs, exp_avg_sqs, masters=(), *, lr, beta1, beta2, eps, weight_decay, step, "
+    "grad_scale=None, maximize=False)"
+}
+
 runner = every_runner(OP)
 dtypes = pytest.mark.parametrize("dtype", harness.DTYPES, ids=str)
 WRITTEN = (0, 2, 3, 4)  # params, exp_avgs, exp_avg_sqs, masters

@@ -9,6 +9,8 @@ from tests import harness
 from tests.harness import same_bits
 from tests.ops.list_ops import assert_right, assert_same_bits, call, copied, every_runner, fenced, mapped
 
+SURFACE = {"grad_norm": "(tensors)"}
+
 runner = every_runner(OP)
 dtypes = pytest.mark.parametrize("dtype", harness.DTYPES, ids=str)
 

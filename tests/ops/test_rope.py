@@ -10,6 +10,11 @@ from llmsys.ops._verify import verify
 from llmsys.ops.rope import OP, cases
 from tests.harness import DTYPES, checks, runners, same_bits
 
+SURFACE = {
+    "rope": "(x, cos, sin, *, interleaved=False, out=None)",
+    "rope_tables": "(positions, dim, *, base=10000.0, device=None)",
+}
+
 interleaved = SimpleNamespace(**{**vars(cases), "inputs": partial(cases.inputs, interleaved=True)})
 by_runner = pytest.mark.parametrize("runner", runners(OP), ids=lambda runner: runner.name)
 

@@ -11,15 +11,17 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import partial
 from importlib import import_module
-from itertools import product
+from multiprocessing import get_context
+from types import ModuleType
 from unittest import mock
 
 import torch
+
+import llmsys  # noqa: F401  (defines the ops)
+from llmsys.ops._op import ListOp, Op, get, names
 
 TARGETS = {
     "sm_80": ("cuda", 80, 32),
@@ -27,7 +29,9 @@ TARGETS = {
     "sm_100": ("cuda", 100, 32),
     "gfx942": ("hip", "gfx942", 64),
 }
-BFLOAT16, FLOAT16, FLOAT32 = torch.bfloat16, torch.float16, torch.float32
+
+
+ELEMENTS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int64: "i64"}
 
 
 @dataclass(frozen=True)
@@ -45,109 +49,95 @@ class Kernel:
 # ---- what is launched: each case calls an implementation on tensors without data ----
 
 
-def meta(*shape: int, dtype: torch.dtype) -> torch.Tensor:
-    return torch.empty(shape, dtype=dtype, device="meta")
+@dataclass(frozen=True)
+class Case:
+    """One call of an op's Triton implementation."""
+
+    op: str
+    direction: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    variant: tuple[tuple[str, object], ...] = ()
+
+    def __str__(self) -> str:
+        sizes = "x".join(map(str, self.shape)) if len(self.shape) <= 4 else f"{len(self.shape)}x{self.shape[0]}"
+        options = ["=".join(map(str, pair)) for pair in self.variant]
+        return "-".join((self.op, self.direction, sizes, str(self.dtype), *options)).replace("torch.", "")
+
+    @property
+    def aligned(self) -> bool:
+        """Whether every row starts 16 elements after another start, so that accesses can be 16 bytes wide."""
+        return all(size % 16 == 0 for size in (self.shape if isinstance(get(self.op), ListOp) else self.shape[-1:]))
+
+    def launch(self) -> None:
+        op, cases = get(self.op), cases_of(self.op)
+        args = cases.inputs(self.shape, self.dtype, "meta", **dict(self.variant))
+        if self.direction == "backward":
+            args = backward_args(op, args)
+        getattr(op.implementations["triton"], self.direction)(*args)
 
 
-def rms_norm(direction: str, rows: int, dim: int, dtype: torch.dtype, weight_dtype: torch.dtype | None = None) -> None:
-    triton_kernels = import_module("llmsys.ops.rms_norm.triton_kernels")
-    x, weight = meta(rows, dim, dtype=dtype), meta(dim, dtype=weight_dtype or dtype)
-    if direction == "forward":
-        triton_kernels.forward(x, weight, 1e-6, 0.0)
-    else:
-        triton_kernels.backward(x, x, weight, meta(rows, dtype=FLOAT32), 1e-6, 0.0)
+def cases_of(op: str) -> ModuleType:
+    return import_module(f"llmsys.ops.{op}.cases")
 
 
-def add_rms_norm(direction: str, rows: int, dim: int, dtype: torch.dtype) -> None:
-    triton_kernels = import_module("llmsys.ops.add_rms_norm.triton_kernels")
-    x, weight = meta(rows, dim, dtype=dtype), meta(dim, dtype=dtype)
-    if direction == "forward":
-        triton_kernels.forward(x, x, weight, 1e-6, 0.0)
-    else:
-        triton_kernels.backward(x, x, x, weight, meta(rows, dtype=FLOAT32), 1e-6, 0.0)
+def backward_args(op: Op, args: tuple) -> tuple:
+    """Arguments of the op's backward by name: from the forward's arguments and results, and gradients like these."""
+    results = op.implementations["reference"].forward(*args)
+    results = dict(zip(op.forward_schema.results, results if isinstance(results, tuple) else (results,), strict=True))
+    known = {f"d{name}": tensor for name, tensor in results.items()}
+    known |= results | dict(zip(op.forward_schema.names, args, strict=True))
+    return tuple(known[name] for name in op.backward_schema.names)
 
 
-def swiglu(direction: str, rows: int, dim: int, dtype: torch.dtype) -> None:
-    triton_kernels = import_module("llmsys.ops.swiglu.triton_kernels")
-    x = meta(rows, dim, dtype=dtype)
-    getattr(triton_kernels, direction)(*[x] * (2 if direction == "forward" else 3))
+def cases_of_op(op: Op) -> list[Case]:
+    """The first large shape and, where the op has `EDGES`, shapes around the limits of what its kernels keep in
+    registers; each variant once.
+    """
+    cases = cases_of(op.name)
+    large = cases.LARGE[0]
+    shapes = (large, *getattr(cases, "EDGES", ()))
+    plan = [(shape, dtype, {}) for shape in shapes for dtype in (torch.bfloat16, torch.float32)]
+    plan += [(large, torch.float16, {})]
+    plan += [(large, torch.bfloat16, variant) for variant in cases.VARIANTS if variant]
+    directions = ("forward", "backward") if op.backward_schema else ("forward",)
+    return [
+        Case(op.name, direction, shape, dtype, tuple(variant.items()))
+        for direction in directions
+        for shape, dtype, variant in plan
+    ]
 
 
-def rope(direction: str, heads: int, head_dim: int, dtype: torch.dtype, layout: str, rotary_dim: int) -> None:
-    triton_kernels = import_module("llmsys.ops.rope.triton_kernels")
-    x, table = meta(2, 2048, heads, head_dim, dtype=dtype), meta(2048, rotary_dim // 2, dtype=FLOAT32)
-    getattr(triton_kernels, direction)(x, table, table, layout == "interleaved")
-
-
-def adamw(param_dtype: torch.dtype, grad_dtype: torch.dtype, master: bool) -> None:
-    triton_kernels = import_module("llmsys.ops.adamw.triton_kernels")
-    wide = [meta(10_000, dtype=FLOAT32)] * 100
-    params, grads = ([meta(10_000, dtype=dtype)] * 100 for dtype in (param_dtype, grad_dtype))
-    masters = wide if master else []
-    triton_kernels.forward(
-        params, grads, wide, wide, masters, 1e-3, 0.9, 0.95, 1e-8, 0.1, 1, meta(dtype=FLOAT32), False
-    )
-
-
-def _cases() -> dict[str, Callable[[], None]]:
-    """Name → call. The sizes are the benchmarks', then those around the limits of what stays in registers."""
-    cases = {}
-
-    def add(call: Callable, *args: object) -> None:
-        words = [str(arg).removeprefix("torch.") for arg in args]
-        cases["-".join((call.__name__, *words))] = partial(call, *args)
-
-    for direction in ("forward", "backward"):
-        for dim, dtype in product((1024, 4096, 16384), (BFLOAT16, FLOAT32)):
-            add(rms_norm, direction, 4096, dim, dtype)
-            add(add_rms_norm, direction, 4096, dim, dtype)
-        add(rms_norm, direction, 4096, 4096, BFLOAT16, FLOAT32)
-        add(rms_norm, direction, 4096, 4096, FLOAT16)
-        add(rms_norm, direction, 4096, 128, BFLOAT16)
-        add(rms_norm, direction, 1, 1, FLOAT32)
-        add(add_rms_norm, direction, 4096, 4095, BFLOAT16)
-        add(add_rms_norm, direction, 4096, 8192, FLOAT32)
-        add(add_rms_norm, direction, 4096, 16383, FLOAT32)
-        add(add_rms_norm, direction, 4096, 65536, BFLOAT16)
-        for dim, dtype in product((4096, 4097), (BFLOAT16, FLOAT32)):
-            add(swiglu, direction, 4096, dim, dtype)
-        add(swiglu, direction, 1, 1, FLOAT32)
-        for layout, dtype in product(("halves", "interleaved"), (BFLOAT16, FLOAT32)):
-            add(rope, direction, 32, 128, dtype, layout, 128)
-        add(rope, direction, 8, 256, BFLOAT16, "halves", 64)
-    add(adamw, FLOAT32, FLOAT32, False)
-    add(adamw, BFLOAT16, BFLOAT16, True)
-    add(adamw, BFLOAT16, FLOAT32, False)
-    return cases
-
-
-CASES = _cases()
+OPS = [op for op in map(get, names()) if "triton" in op.implementations]
+CASES = {str(case): case for op in OPS for case in cases_of_op(op)}
 
 
 # ---- how it is compiled ----
 
 
-def compiled(case: str, target: str) -> list[Kernel]:
-    """The kernels that `case` launches, compiled for `target`."""
+def launches(case: Case) -> list[tuple[object, tuple, int]]:
+    """(kernel, arguments, warps) of each launch of `case`."""
+    import triton
+
+    found = []
+    record = lambda kernel, *args, **options: found.append((kernel, args, options["num_warps"]))  # noqa: E731
+    with mock.patch.object(triton.JITFunction, "run", record):
+        case.launch()
+    return found
+
+
+def compiled(name: str, index: int, target: str) -> Kernel:
+    """The kernel of one launch of a case, compiled for `target`."""
     import triton
     from triton.backends.compiler import GPUTarget
 
-    launches = []
-    with mock.patch.object(
-        triton.JITFunction, "run", lambda kernel, *args, **options: launches.append((kernel, args, options))
-    ):
-        CASES[case]()
-    kernels = []
-    for kernel, args, options in launches:
-        warps = options["num_warps"]
-        result = triton.compile(source(kernel, args), target=GPUTarget(*TARGETS[target]), options={"num_warps": warps})
-        registers, stack = nvidia_resources(result) if target.startswith("sm_") else amd_resources(result)
-        assembly = result.asm["ptx"] if target.startswith("sm_") else result.asm["amdgcn"]
-        wide = len(
-            re.findall(r"(?:ld|st)\.global\.\S*(?:v4\.b32|v2\.b64|v8\.b32|v4\.b64)|(?:load|store)_dwordx4", assembly)
-        )
-        kernels.append(Kernel(kernel.fn.__name__, warps, registers, stack, result.metadata.shared, wide))
-    return kernels
+    kernel, args, warps = launches(CASES[name])[index]
+    result = triton.compile(source(kernel, args), target=GPUTarget(*TARGETS[target]), options={"num_warps": warps})
+    registers, stack = nvidia_resources(result) if target.startswith("sm_") else amd_resources(result)
+    assembly = result.asm["ptx"] if target.startswith("sm_") else result.asm["amdgcn"]
+    wide = r"(?:ld|st)\.global\.\S*(?:v4\.b32|v2\.b64|v8\.b32|v4\.b64)|(?:load|store)_dwordx4"
+    count = len(re.findall(wide, assembly))
+    return Kernel(kernel.fn.__name__, warps, registers, stack, result.metadata.shared, count)
 
 
 def source(kernel: object, args: tuple) -> object:
@@ -161,8 +151,7 @@ def source(kernel: object, args: tuple) -> object:
         if parameter.is_constexpr or value is None or (type(value) is int and value == 1):
             signature[name], constants[name] = "constexpr", value
         elif isinstance(value, torch.Tensor):
-            element = {FLOAT32: "fp32", BFLOAT16: "bf16", FLOAT16: "fp16", torch.int64: "i64"}[value.dtype]
-            signature[name] = f"*{element}"
+            signature[name] = f"*{ELEMENTS[value.dtype]}"
             if value.data_ptr() % 16 == 0:
                 promises[(i,)] = [["tt.divisibility", 16]]
         elif isinstance(value, int):
@@ -198,10 +187,22 @@ def amd_resources(result: object) -> tuple[int, int]:
 
 
 def all_compiled() -> dict[tuple[str, str], list[Kernel]]:
-    """(case, target) → kernels, two processes at a time."""
-    jobs = list(product(CASES, TARGETS))
-    with ProcessPoolExecutor(2) as pool:
-        return dict(zip(jobs, pool.map(compiled, *zip(*jobs, strict=True), chunksize=4), strict=True))
+    """(case, target) → kernels. Launches that Triton compiles to the same object are compiled once, two processes at a
+    time.
+    """
+    first: dict[str, tuple[str, int]] = {}  # what is compiled → the first launch of it
+    keys: dict[str, list[str]] = {}
+    for name, case in CASES.items():
+        keys[name] = []
+        for index, (kernel, args, warps) in enumerate(launches(case)):
+            key = f"{kernel.cache_key} {source(kernel, args).hash()} {warps}"
+            first.setdefault(key, (name, index))
+            keys[name].append(key)
+    jobs = [(key, target) for key in first for target in TARGETS]
+    with ProcessPoolExecutor(2, get_context("spawn")) as pool:  # a fork would inherit the locks of torch's threads
+        kernels = pool.map(compiled, *zip(*[(*first[key], target) for key, target in jobs], strict=True), chunksize=4)
+    found = dict(zip(jobs, kernels, strict=True))
+    return {(name, target): [found[key, target] for key in keys[name]] for name in CASES for target in TARGETS}
 
 
 def main() -> None:
@@ -210,7 +211,7 @@ def main() -> None:
             if "--json" in sys.argv:
                 print(json.dumps({"case": case, "target": target, **asdict(kernel)}))
             else:
-                print(f"{case:<42} {target:<7} " + "  ".join(f"{key} {value}" for key, value in asdict(kernel).items()))
+                print(f"{case:<58} {target:<7} " + "  ".join(f"{key} {value}" for key, value in asdict(kernel).items()))
 
 
 if __name__ == "__main__":

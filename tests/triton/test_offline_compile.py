@@ -15,7 +15,6 @@ pytest.importorskip("triton")
 # So many registers leave room for 16 warps on an SM (65536 registers, 32 threads a warp): what the backward of RMSNorm
 # fills an SM with, and the largest block. A gfx942 block of 16 wavefronts has as many for each thread.
 MAX_REGISTERS = 128
-UNALIGNED = ("1", "4095", "4097", "16383")  # row lengths that 16 does not divide: loaded by element
 MAX_SHARED = 48 * 1024  # bytes a CUDA block gets without asking
 
 
@@ -44,7 +43,7 @@ def test_compiles_within_registers(kernels, case, target):
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("case", [case for case in CASES if case.split("-")[3] not in UNALIGNED])
+@pytest.mark.parametrize("case", [name for name, case in CASES.items() if case.aligned])
 def test_multiples_of_16_are_fast(kernels, case, target):
     for kernel in kernels[case, target]:
         assert kernel.wide > 0, "nothing moves 16 bytes at a time"

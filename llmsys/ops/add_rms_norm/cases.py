@@ -7,7 +7,9 @@ import torch
 from llmsys.ops._cases import random
 from llmsys.ops.rms_norm.cases import LARGE, SMALL, VARIANTS, flops
 
-__all__ = ["LARGE", "SMALL", "VARIANTS", "flops", "inputs", "traffic"]
+__all__ = ["EDGES", "LARGE", "SMALL", "VARIANTS", "flops", "inputs", "traffic"]
+
+EDGES = ((4096, 1024), (4096, 4095), (4096, 8192), (4096, 16384), (4096, 16383), (4096, 65536))
 
 
 def inputs(

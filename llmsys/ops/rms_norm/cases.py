@@ -21,6 +21,7 @@ SMALL = (
     (2, 1000),
 )
 LARGE = ((4096, 4096), (2048, 2048), (8192, 1024))
+EDGES = ((4096, 128), (4096, 1024), (4096, 16384), (1, 1))
 VARIANTS: tuple[dict, ...] = ({}, {"weight_dtype": torch.float32}, {"weight_offset": 1.0}, {"eps": 1e-2})
 
 

@@ -216,6 +216,11 @@ def tile(dim: int) -> tuple[int, int]:
     return min(max(TILE // block_dim, 1), MAX_ROWS), block_dim
 
 
+def backward_warps(elements: int, dtype: torch.dtype) -> int:
+    """Warps for a tile of the backward: two 16-byte loads per thread, in float32 too, where four need 168 registers."""
+    return num_warps(elements * dtype.itemsize // 2)
+
+
 def forward_loops(dim: int) -> bool:
     return dim > (SCALAR_REGISTER_DIM if dim % 16 else FORWARD_REGISTER_DIM)
 
@@ -230,7 +235,7 @@ def chunk_rows(rows: int, dim: int, dtype: torch.dtype, num_sms: int) -> int:
         block_rows, warps = 1, num_warps(LOOP_BLOCK)
     else:
         block_rows, block_dim = tile(dim)
-        warps = num_warps(block_rows * block_dim)
+        warps = backward_warps(block_rows * block_dim, dtype)
     programs = num_sms * (BACKWARD_WARPS_PER_SM // warps)
     return triton.cdiv(triton.cdiv(rows, block_rows), programs) * block_rows
 
@@ -298,7 +303,7 @@ def launch_backward(
         else:
             backward_kernel[(chunks,)](
                 *tensors, rows, dim, run, *strides, weight_offset, block_rows, block_dim,
-                num_warps=num_warps(block_rows * block_dim),
+                num_warps=backward_warps(block_rows * block_dim, s.dtype),
             )  # fmt: skip
         block_chunks, block_dim = dweight_tile(dim)
         dweight_kernel[(triton.cdiv(dim, block_dim),)](
