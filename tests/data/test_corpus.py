@@ -10,8 +10,7 @@ import pyarrow.parquet
 import pytest
 
 from llmsys import env
-from llmsys.data import corpus as corpus_module
-from llmsys.data import documents
+from llmsys.data import corpus as corpus_module, documents
 
 
 def write_parquet(path, columns, **options):

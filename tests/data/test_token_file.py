@@ -5,8 +5,7 @@ import struct
 import pytest
 import torch
 
-from llmsys.data import TokenFile
-from llmsys.data import token_file as module
+from llmsys.data import TokenFile, token_file as module
 from llmsys.data.token_file import HEADER_BYTES
 
 
