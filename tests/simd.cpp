@@ -8,7 +8,7 @@ using llmsys::DType;
 
 namespace {
 
-enum class Way { single, pair, streamed_pair, partial };  // by which loads and stores
+enum class Way { single, pair, streamed_pair, block, streamed_block, partial };  // by which loads and stores
 
 template <class From, class To, class Function>
 void apply(Way way, const From* from, To* to, int64_t size, Function function) {
@@ -20,6 +20,13 @@ void apply(Way way, const From* from, To* to, int64_t size, Function function) {
     return;
   }
   for (int64_t at = 0; at + 2 * kLanes <= size; at += 2 * kLanes) {
+    if (way == Way::block || way == Way::streamed_block) {
+      Block block = load_block<Order::alternate>(from + at);
+      block = {function(block.first), function(block.second)};
+      way == Way::block ? store_block<Order::alternate, false>(to + at, block)
+                        : store_block<Order::alternate, true>(to + at, block);
+      continue;
+    }
     const F32 low = function(load(from + at)), high = function(load(from + at + kLanes));
     if (way == Way::single) {
       store(to + at, low);
@@ -48,6 +55,11 @@ EXPORT void convert(int way, const void* from, int from_type, void* to, int to_t
 
 EXPORT void vector_exp(const float* from, float* to, int64_t size) {
   apply(Way::pair, from, to, size, [](F32 x) { return exp(x); });
+}
+
+EXPORT void block_exp(const float* from, float* to, int64_t size) {
+  for (int64_t at = 0; at + 2 * kLanes <= size; at += 2 * kLanes)
+    store_block<Order::halves, false>(to + at, exp(load_block<Order::halves>(from + at)));
 }
 
 EXPORT void vector_sqrt(const float* from, float* to, int64_t size) {

@@ -18,12 +18,12 @@ FLAGS = {
     "avx2": ("-DLLMSYS_ISA=avx2", "-mavx2", "-mfma", "-mf16c"),
     "avx512": (
         *("-DLLMSYS_ISA=avx512", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"),
-        "-Wno-maybe-uninitialized",
+        *("-Wno-uninitialized", "-Wno-maybe-uninitialized"),
     ),
     EMULATED: avx512.FLAGS,
 }
 VECTOR_BYTES = {"baseline": 16, "avx2": 32, "avx512": 64, EMULATED: 64}
-WAYS = ("single", "pair", "streamed_pair", "partial")  # as in simd.cpp
+WAYS = ("single", "pair", "streamed_pair", "block", "streamed_block", "partial")  # as in simd.cpp
 HALVES = (torch.bfloat16, torch.float16)
 
 pytestmark = pytest.mark.skipif(bool(build.why_not()), reason=str(build.why_not()))
@@ -63,7 +63,7 @@ def converted(isa: str, way: str, values: torch.Tensor, dtype: torch.dtype) -> t
 def mapped(isa: str, function: str, values: torch.Tensor) -> torch.Tensor:
     result = aligned(len(values), torch.float32)
     pointers = (ctypes.c_void_p(tensor.data_ptr()) for tensor in (values, result))
-    getattr(library(isa), f"vector_{function}")(*pointers, ctypes.c_int64(len(values)))
+    getattr(library(isa), function)(*pointers, ctypes.c_int64(len(values)))
     return result
 
 
@@ -121,13 +121,14 @@ def test_float32_stays(isa, way):
 
 
 @isas
-def test_exp_within_two_ulp(isa):
+@pytest.mark.parametrize("function", ["vector_exp", "block_exp"])
+def test_exp_within_two_ulp(isa, function):
     """Against float64: a value in 1021 of all float32, and every one where results become 0 or infinity."""
     edges = [torch.tensor(ends).view(torch.int32).tolist() for ends in ((88.70, 88.75), (-103.95, -104.05))]
     for start, end, step in ((-(2**31), 2**31, 1021), *((first, last, 1) for first, last in edges)):
         x = torch.arange(start, end, step).to(torch.int32).view(torch.float32)
         x = x[: len(x) // 32 * 32]
-        y, expected = mapped(isa, "exp", x), x.double().exp()
+        y, expected = mapped(isa, function, x), x.double().exp()
         assert torch.equal(y.isnan(), x.isnan())
         # Infinity counts as the number that would follow the largest.
         y, expected = (t.double().clamp(max=2.0**128)[~x.isnan()] for t in (y, expected))
@@ -140,7 +141,7 @@ def test_exp_within_two_ulp(isa):
 def test_sqrt_is_rounded_right(isa):
     x = torch.arange(0, 0x7F800000 + 32 * 509, 509).to(torch.int32).view(torch.float32)
     x = x[: len(x) // 32 * 32]
-    assert_same_but_for_payloads(mapped(isa, "sqrt", x), x.double().sqrt().float())
+    assert_same_but_for_payloads(mapped(isa, "vector_sqrt", x), x.double().sqrt().float())
 
 
 def test_an_intrinsic_without_emulation_does_not_compile(tmp_path):

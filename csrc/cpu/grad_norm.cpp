@@ -11,7 +11,11 @@ template <class T>
 double sum_of_squares(const T* x, int64_t size) {
   auto square = [](F32 value) { return value * value; };
   return sum_over(
-      size, [&](int64_t d) { return square(load(x + d)); },
+      size,
+      [&](int64_t d) {
+        Block block = load_block<order_of<T>>(x + d);
+        return Block{square(block.first), square(block.second)};
+      },
       [&](int64_t d, int count) { return square(load(x + d, count)); });
 }
 

@@ -12,7 +12,11 @@ template <class T>
 double sum_of_squares(const T* x, int64_t dim) {
   auto square = [](F32 v) { return v * v; };
   return sum_over(
-      dim, [&](int64_t d) { return square(load(x + d)); },
+      dim,
+      [&](int64_t d) {
+        Block v = load_block<order_of<T>>(x + d);
+        return Block{square(v.first), square(v.second)};
+      },
       [&](int64_t d, int count) { return square(load(x + d, count)); });
 }
 
@@ -26,24 +30,26 @@ bool prefetchable(int64_t dim) {
 // s = x + residual, rounded; read back below as it was stored.
 template <class T>
 void add_row(const T* x, const T* residual, T* sum, int64_t dim) {
+  constexpr Order kOrder = order_of<T>;
   for_each_pair(
       dim,
       [&](int64_t d) {
-        store_pair<false>(sum + d, load(x + d) + load(residual + d),
-                          load(x + d + kLanes) + load(residual + d + kLanes));
+        Block a = load_block<kOrder>(x + d), b = load_block<kOrder>(residual + d);
+        store_block<kOrder, false>(sum + d, {a.first + b.first, a.second + b.second});
       },
       [&](int64_t d, int count) { store(sum + d, load(x + d, count) + load(residual + d, count), count); });
 }
 
 template <bool kStream, class T, class W>
 void scale_row(const T* s, const W* weight, T* y, int64_t dim, float rstd, float weight_offset, const T* next) {
+  constexpr Order kOrder = order_of<T>;
   for_each_pair(
       dim,
       [&](int64_t d) {
         prefetch(next + d);
-        F32 low = load(s + d) * rstd * (load(weight + d) + weight_offset);
-        F32 high = load(s + d + kLanes) * rstd * (load(weight + d + kLanes) + weight_offset);
-        store_pair<kStream>(y + d, low, high);
+        Block v = load_block<kOrder>(s + d), w = load_block<kOrder>(weight + d);
+        store_block<kOrder, kStream>(y + d, {v.first * rstd * (w.first + weight_offset),  //
+                                             v.second * rstd * (w.second + weight_offset)});
       },
       [&](int64_t d, int count) {
         store(y + d, load(s + d, count) * rstd * (load(weight + d, count) + weight_offset), count);
@@ -79,13 +85,19 @@ void forward(const RMSNormForward& args) {
 template <class T, class W>
 double weighted_dot(const T* dy, const T* s, const W* weight, int64_t dim, float weight_offset) {
   auto term = [&](F32 g, F32 w, F32 v) { return g * (w + weight_offset) * v; };
+  constexpr Order kOrder = order_of<T>;
   return sum_over(
-      dim, [&](int64_t d) { return term(load(dy + d), load(weight + d), load(s + d)); },
+      dim,
+      [&](int64_t d) {
+        Block g = load_block<kOrder>(dy + d), w = load_block<kOrder>(weight + d), v = load_block<kOrder>(s + d);
+        return Block{term(g.first, w.first, v.first), term(g.second, w.second, v.second)};
+      },
       [&](int64_t d, int count) { return term(load(dy + d, count), load(weight + d, count), load(s + d, count)); });
 }
 
 // dx = rstd * (dy * w - s * rstd^2 * mean(dy * w * s)) + dsum of one row, and its share of dweight. A row at a time:
 // two would halve the traffic of `partial`, but their lines then fall on the same few sets of the first cache.
+// `partial` is in the order of T's blocks.
 template <bool kStream, class T, class W>
 void backward_row(const RMSNormBackward& args, float* partial, int64_t row, int64_t next) {
   const int64_t dim = args.dim;
@@ -97,6 +109,7 @@ void backward_row(const RMSNormBackward& args, float* partial, int64_t row, int6
   const T* next_s = static_cast<const T*>(args.s) + next * args.s_stride;
   T* dx = static_cast<T*>(args.dx) + row * dim;
   const float rstd = args.rstd[row], weight_offset = args.weight_offset;
+  constexpr Order kOrder = order_of<T>;
   const double wide = rstd;
   const double mean = weighted_dot(dy, s, weight, dim, weight_offset) / double(dim);
   const float projection = float(mean * wide * wide * wide);
@@ -105,15 +118,16 @@ void backward_row(const RMSNormBackward& args, float* partial, int64_t row, int6
       [&](int64_t d) {
         prefetch(next_dy + d);
         prefetch(next_s + d);
-        F32 out[2];
-        for (int i = 0; i < 2; ++i) {
-          int64_t at = d + i * kLanes;
-          F32 g = load(dy + at), v = load(s + at);
-          store(partial + at, load(partial + at) + g * (v * rstd));
-          out[i] = g * (load(weight + at) + weight_offset) * rstd - v * projection;
-          if (dsum) out[i] = out[i] + load(dsum + at);
+        Block g = load_block<kOrder>(dy + d), w = load_block<kOrder>(weight + d), v = load_block<kOrder>(s + d);
+        store(partial + d, load(partial + d) + g.first * (v.first * rstd));
+        store(partial + d + kLanes, load(partial + d + kLanes) + g.second * (v.second * rstd));
+        Block out{g.first * (w.first + weight_offset) * rstd - v.first * projection,
+                  g.second * (w.second + weight_offset) * rstd - v.second * projection};
+        if (dsum) {
+          Block more = load_block<kOrder>(dsum + d);
+          out = {out.first + more.first, out.second + more.second};
         }
-        store_pair<kStream>(dx + d, out[0], out[1]);
+        store_block<kOrder, kStream>(dx + d, out);
       },
       [&](int64_t d, int count) {
         F32 g = load(dy + d, count), v = load(s + d, count);
@@ -122,6 +136,31 @@ void backward_row(const RMSNormBackward& args, float* partial, int64_t row, int6
         if (dsum) out = out + load(dsum + d, count);
         store(dx + d, out, count);
       });
+}
+
+// dweight: the sum over the chunks of `partial` (chunks, dim), whose whole blocks are in the order of T's.
+template <class T, class W>
+void sum_partials(const float* partial, int64_t chunks, int64_t dim, W* dweight) {
+  constexpr int64_t kBlock = 2 * kLanes;
+  const int64_t blocks = (dim + kBlock - 1) / kBlock;
+  parallel_for(blocks, grain_of(chunks * kBlock * sizeof(float)), [&](int64_t begin, int64_t end) {
+    const int64_t first = begin * kBlock, size = end * kBlock < dim ? end * kBlock - first : dim - first;
+    for_each_pair(
+        size,
+        [&](int64_t d) {
+          Block sum = {};
+          for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+            const float* at = partial + chunk * dim + first + d;
+            sum = {sum.first + load(at), sum.second + load(at + kLanes)};
+          }
+          store_block<order_of<T>, false>(dweight + first + d, sum);
+        },
+        [&](int64_t d, int count) {
+          F32 sum = {};
+          for (int64_t chunk = 0; chunk < chunks; ++chunk) sum = sum + load(partial + chunk * dim + first + d, count);
+          store(dweight + first + d, sum, count);
+        });
+  });
 }
 
 template <bool kStream, class T, class W>
@@ -140,17 +179,7 @@ void backward(const RMSNormBackward& args) {
     }
     if (kStream) stream_fence();
   });
-  parallel_for(dim, grain_of(chunks * sizeof(float)), [&](int64_t begin, int64_t end) {
-    for (int64_t d = begin; d < end; d += kLanes) {
-      int count = end - d < kLanes ? int(end - d) : kLanes;
-      F32 sum = {};
-      for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-        const float* partial = args.partial + chunk * dim + d;
-        sum = sum + (count == kLanes ? load(partial) : load(partial, count));
-      }
-      store(dweight + d, sum, count);
-    }
-  });
+  sum_partials<T>(args.partial, chunks, dim, dweight);
 }
 
 // Calls visit(T{}, W{}) with the C++ types of (dtype, weight_dtype).

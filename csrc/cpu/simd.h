@@ -73,6 +73,21 @@ LLMSYS_INLINE U32 select(I32 mask, U32 yes, U32 no) { return mask ? yes : no; }
 LLMSYS_INLINE F32 min(F32 a, F32 b) { return a < b ? a : b; }
 LLMSYS_INLINE F32 max(F32 a, F32 b) { return a > b ? a : b; }
 
+// Whether every lane of a comparison holds.
+LLMSYS_INLINE bool all(I32 mask) {
+#if LLMSYS_AVX512
+  return _mm512_movepi32_mask(reinterpret_cast<__m512i>(mask)) == 0xffff;
+#elif defined(__AVX2__)
+  return _mm256_movemask_ps(reinterpret_cast<__m256>(mask)) == 0xff;
+#elif defined(__x86_64__)
+  return _mm_movemask_ps(reinterpret_cast<__m128>(mask)) == 0xf;
+#else
+  bool every = true;
+  for (int i = 0; i < kLanes; ++i) every = every && mask[i];
+  return every;
+#endif
+}
+
 LLMSYS_INLINE F32 sqrt(F32 x) {
 #if LLMSYS_AVX512
   return _mm512_sqrt_ps(x);
@@ -122,12 +137,16 @@ LLMSYS_INLINE U16x2 narrow_pair(U32 low, U32 high) {
 #endif
 }
 
-LLMSYS_INLINE U32 to_bits(bfloat16, F32 value) {
+// The upper half of each element is its bfloat16, the lower half noise; not for NaN.
+LLMSYS_INLINE U32 nearest_bfloat16(U32 bits) { return bits + 0x7fffu + ((bits >> 16) & 1u); }
+
+// The same for any value: adding could carry a NaN into infinity, so keep its sign and make it quiet.
+LLMSYS_INLINE U32 upper_bfloat16(F32 value) {
   U32 bits = as_u32(value);
-  U32 rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
-  // Adding could carry a NaN into infinity: keep its sign and make it quiet.
-  return select(value == value, rounded, bits | 0x400000u) >> 16;
+  return select(value == value, nearest_bfloat16(bits), bits | 0x400000u);
 }
+
+LLMSYS_INLINE U32 to_bits(bfloat16, F32 value) { return upper_bfloat16(value) >> 16; }
 
 LLMSYS_INLINE F32 from_bits(bfloat16, U32 bits) { return as_f32(bits << 16); }
 
@@ -234,6 +253,83 @@ LLMSYS_INLINE void store_pair(Half* p, F32 low, F32 high) {
   store_vector<kStream>(p, narrow_pair(to_bits(Half{}, low), to_bits(Half{}, high)));
 }
 
+// ---- blocks: two vectors of consecutive elements, in the order that costs least to load and store ----
+
+struct Block {
+  F32 first, second;
+};
+
+// halves: the first kLanes elements, then the others. alternate: the even elements, then the odd ones, which is how
+// bfloat16 widens and narrows by shifts and masks alone.
+enum class Order { halves, alternate };
+
+// The order for a loop whose outputs and largest inputs are of T.
+template <class T>
+constexpr Order order_of = __is_same(T, bfloat16) ? Order::alternate : Order::halves;
+
+// Element i of the result is element index(i) of a and b side by side.
+template <class Index>
+LLMSYS_INLINE F32 picked(F32 a, F32 b, Index index) {
+#if defined(__clang__)
+  F32 result = a;
+  for (int i = 0; i < kLanes; ++i) result[i] = index(i) < kLanes ? a[index(i)] : b[index(i) - kLanes];
+  return result;
+#else
+  I32 indices = {};
+  for (int i = 0; i < kLanes; ++i) indices[i] = index(i);
+  return __builtin_shuffle(a, b, indices);
+#endif
+}
+
+// The even and the odd elements of two consecutive vectors, and back.
+LLMSYS_INLINE Block alternated(F32 low, F32 high) {
+  return {picked(low, high, [](int i) { return 2 * i; }), picked(low, high, [](int i) { return 2 * i + 1; })};
+}
+LLMSYS_INLINE Block halved(Block block) {
+  auto first = [](int i) { return i / 2 + i % 2 * kLanes; };
+  return {picked(block.first, block.second, first),
+          picked(block.first, block.second, [=](int i) { return first(i) + kLanes / 2; })};
+}
+
+template <Order kOrder, class T>
+LLMSYS_INLINE Block load_block(const T* p) {
+  if constexpr (kOrder == Order::alternate && __is_same(T, bfloat16)) {
+    U32 pairs;
+    memcpy(&pairs, p, sizeof pairs);
+    return {as_f32(pairs << 16), as_f32(pairs & 0xffff0000u)};
+  } else {
+    F32 low = load(p), high = load(p + kLanes);
+    return kOrder == Order::alternate ? alternated(low, high) : Block{low, high};
+  }
+}
+
+LLMSYS_INLINE bool any_nan(Block block) {
+#if LLMSYS_AVX512
+  return _mm512_cmp_ps_mask(block.first, block.second, _CMP_UNORD_Q) != 0;
+#elif defined(__AVX2__)
+  return _mm256_movemask_ps(_mm256_cmp_ps(block.first, block.second, _CMP_UNORD_Q)) != 0;
+#else
+  return !all((block.first == block.first) & (block.second == block.second));
+#endif
+}
+
+template <Order kOrder, bool kStream, class T>
+LLMSYS_INLINE void store_block(T* p, Block block) {
+  if constexpr (kOrder == Order::alternate && __is_same(T, bfloat16)) {
+    U32 even = nearest_bfloat16(as_u32(block.first)), odd = nearest_bfloat16(as_u32(block.second));
+    if (__builtin_expect(any_nan(block), 0)) even = upper_bfloat16(block.first), odd = upper_bfloat16(block.second);
+#if defined(__AVX2__) && !LLMSYS_AVX512
+    store_vector<kStream>(
+        p, _mm256_blend_epi16(reinterpret_cast<__m256i>(even >> 16), reinterpret_cast<__m256i>(odd), 0xaa));
+#else
+    store_vector<kStream>(p, even >> 16 | (odd & 0xffff0000u));
+#endif
+  } else {
+    if constexpr (kOrder == Order::alternate) block = halved(block);
+    store_pair<kStream>(p, block.first, block.second);
+  }
+}
+
 // Streamed stores are weakly ordered: a fence before another thread may read them.
 LLMSYS_INLINE void stream_fence() {
 #if defined(__x86_64__)
@@ -245,63 +341,85 @@ LLMSYS_INLINE void prefetch(const void* p) { __builtin_prefetch(p); }
 
 // ---- functions ----
 
-// Whether every lane of a comparison holds.
-LLMSYS_INLINE bool all(I32 mask) {
+// The float whose bits are bits(2^(k/8)) - (k << 20), for k = n mod 8: add n << 20 to the bits for 2^(n/8).
+LLMSYS_INLINE U32 eighth_powers(U32 n) {
+  alignas(64) static constexpr uint32_t kTable[16] = {
+      0x3f800000u, 0x3f7b95c2u, 0x3f7837f0u, 0x3f75fed7u, 0x3f7504f3u, 0x3f75672au, 0x3f7744fdu, 0x3f7ac0c7u,
+      0x3f800000u, 0x3f7b95c2u, 0x3f7837f0u, 0x3f75fed7u, 0x3f7504f3u, 0x3f75672au, 0x3f7744fdu, 0x3f7ac0c7u};
+  U32 powers;
 #if LLMSYS_AVX512
-  return _mm512_movepi32_mask(reinterpret_cast<__m512i>(mask)) == 0xffff;
+  memcpy(&powers, kTable, sizeof powers);
+  return reinterpret_cast<U32>(
+      _mm512_permutexvar_epi32(reinterpret_cast<__m512i>(n), reinterpret_cast<__m512i>(powers)));
 #elif defined(__AVX2__)
-  return _mm256_movemask_ps(reinterpret_cast<__m256>(mask)) == 0xff;
-#elif defined(__x86_64__)
-  return _mm_movemask_ps(reinterpret_cast<__m128>(mask)) == 0xf;
+  memcpy(&powers, kTable, sizeof powers);
+  return reinterpret_cast<U32>(
+      _mm256_permutevar8x32_epi32(reinterpret_cast<__m256i>(powers), reinterpret_cast<__m256i>(n)));
 #else
-  bool every = true;
-  for (int i = 0; i < kLanes; ++i) every = every && mask[i];
-  return every;
+  for (int i = 0; i < kLanes; ++i) powers[i] = kTable[n[i] & 7];
+  return powers;
 #endif
 }
 
-// e^x = 2^n p, with n the integer that `shifted` holds in its low bits.
+// e^x = 2^(n/8) (1 + q), with the integer n in the low bits of `shifted`.
 struct Exponential {
-  F32 p, shifted;
+  F32 q;
+  U32 shifted;
 };
 
 LLMSYS_INLINE Exponential exp_parts(F32 x) {
-  // n = round(x / ln 2): adding 1.5 * 2^23 leaves the integer in the low bits.
-  F32 shifted = x * 1.44269504f + 12582912.0f;
+  // n = round(8 x / ln 2): adding 1.5 * 2^23 leaves the integer in the low bits.
+  F32 shifted = x * 11.5415602f + 12582912.0f;
   F32 n = shifted - 12582912.0f;
-  // r = x - n ln 2, with ln 2 in two parts so that the first product is exact.
-  F32 r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  // Minimax polynomial of e^r on [-ln2/2, ln2/2]; coefficients as in Cephes expf (Moshier 1989).
-  F32 p = splat(1.9875691500e-4f);
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  return {p * (r * r) + r + 1.0f, shifted};
+  // r = x - n ln2/8, |r| <= ln2/16, with ln2/8 in two parts so that the first product is exact.
+  F32 r = (x - n * 0.086669921875f) + n * 2.65243045e-5f;
+  // e^r - 1, the last two coefficients fitted for the least relative error: 0.2 ulp.
+  return {(r * 0.166668579f + 0.500064552f) * (r * r) + r, as_u32(shifted)};
 }
 
-// exp where some result is subnormal, zero, infinite or NaN: 2^n takes two factors.
+// e^x where that is neither subnormal nor infinite.
+LLMSYS_INLINE F32 exp_between(F32 x) {
+  auto [q, shifted] = exp_parts(x);
+  F32 power = as_f32(eighth_powers(shifted) + (shifted << 20));
+  return power * q + power;
+}
+
+// exp where some result is subnormal, zero, infinite or NaN: 2^(n/8) takes three factors.
 static __attribute__((noinline)) F32 exp_anywhere(F32 x) {
   // Outside this range the result is 0 or infinity already; the comparisons let NaN pass.
-  auto [p, shifted] = exp_parts(x < -104.0f ? splat(-104.0f) : (x > 89.0f ? splat(89.0f) : x));
-  I32 n = reinterpret_cast<I32>(as_u32(shifted) - 0x4b400000u);
+  auto [q, shifted] = exp_parts(x < -104.0f ? splat(-104.0f) : (x > 89.0f ? splat(89.0f) : x));
+  F32 power = as_f32(eighth_powers(shifted) + ((shifted & 7u) << 20));
+  I32 n = reinterpret_cast<I32>(shifted - 0x4b400000u) >> 3;
   I32 half = n >> 1;
   F32 scale_half = as_f32(reinterpret_cast<U32>((half + 127) << 23));
   F32 scale_rest = as_f32(reinterpret_cast<U32>((n - half + 127) << 23));
-  return p * scale_half * scale_rest;
+  return (power * q + power) * scale_half * scale_rest;
 }
 
+// Whether e^x is exp_between for all of x: |x| < 87, or, of a block, less; a NaN is not.
+LLMSYS_INLINE bool within_exp_limit(F32 x) { return all(x * x < 7569.0f); }
+LLMSYS_INLINE bool within_exp_limit(Block x) { return all(x.first * x.first + x.second * x.second < 7569.0f); }
+
 // e^x to within 2 ulp, over all of float32: subnormal results, overflow to infinity, NaN through.
-LLMSYS_INLINE F32 exp(F32 x) {
-  F32 magnitude = as_f32(as_u32(x) & 0x7fffffffu);
-  if (__builtin_expect(!all(magnitude < 87.0f), 0)) return exp_anywhere(x);
-  auto [p, shifted] = exp_parts(x);
-  return as_f32(as_u32(p) + (as_u32(shifted) << 23));  // add n to p's exponent
+LLMSYS_INLINE F32 exp(F32 x) { return __builtin_expect(within_exp_limit(x), 1) ? exp_between(x) : exp_anywhere(x); }
+LLMSYS_INLINE Block exp(Block x) {
+  if (__builtin_expect(!within_exp_limit(x), 0)) return {exp_anywhere(x.first), exp_anywhere(x.second)};
+  return {exp_between(x.first), exp_between(x.second)};
 }
 
 // 1 / (1 + e^-x): exact limits at both ends, never NaN from a finite or infinite x.
 LLMSYS_INLINE F32 sigmoid(F32 x) { return 1.0f / (1.0f + exp(-x)); }
+LLMSYS_INLINE Block sigmoid(Block x) {
+  Block e = exp(Block{-x.first, -x.second});
+  return {1.0f / (1.0f + e.first), 1.0f / (1.0f + e.second)};
+}
+
+// x / (1 + e^-x)
+LLMSYS_INLINE F32 silu(F32 x) { return x / (1.0f + exp(-x)); }
+LLMSYS_INLINE Block silu(Block x) {
+  Block e = exp(Block{-x.first, -x.second});
+  return {x.first / (1.0f + e.first), x.second / (1.0f + e.second)};
+}
 
 // Calls body(offset) for whole pairs of vectors, then tail(offset, count) for what is left, a vector at most at a time.
 template <class Body, class Tail>
@@ -311,23 +429,34 @@ LLMSYS_INLINE void for_each_pair(int64_t size, Body body, Tail tail) {
   for (; offset < size; offset += kLanes) tail(offset, size - offset < kLanes ? int(size - offset) : kLanes);
 }
 
-// The sum over [0, size) of term(offset), a vector, and of tail(offset, count), a vector whose other lanes are zero.
+// The sum over [0, size) of term(offset), a block, and of tail(offset, count), a vector whose other lanes are zero.
 // Summed in short runs, then over the runs, then over the lanes in double: the error grows with the logarithm of size
 // in practice, and the order, so the bits, depends on size and the vector's width alone.
 template <class Term, class Tail>
 LLMSYS_INLINE double sum_over(int64_t size, Term term, Tail tail) {
-  constexpr int64_t kStep = 4 * kLanes, kRun = 16 * kStep;
+  constexpr int kBlocks = 4;  // sums side by side, as an addition takes several cycles
+  constexpr int64_t kBlock = 2 * kLanes, kStep = kBlocks * kBlock, kRun = 8 * kStep;
   F32 total = {};
   int64_t offset = 0;
   for (const int64_t whole = size - size % kStep; offset < whole;) {
     const int64_t end = whole - offset < kRun ? whole : offset + kRun;
-    F32 parts[4] = {};
+    F32 parts[2 * kBlocks] = {};
     for (; offset < end; offset += kStep)
-      for (int i = 0; i < 4; ++i) parts[i] = parts[i] + term(offset + i * kLanes);
-    total = total + ((parts[0] + parts[1]) + (parts[2] + parts[3]));
+      for (int i = 0; i < kBlocks; ++i) {
+        Block block = term(offset + i * kBlock);
+        parts[2 * i] = parts[2 * i] + block.first;
+        parts[2 * i + 1] = parts[2 * i + 1] + block.second;
+      }
+    for (int i = 0; i < kBlocks; ++i) total = total + (parts[2 * i] + parts[2 * i + 1]);
   }
-  for (; offset + kLanes <= size; offset += kLanes) total = total + term(offset);
-  if (offset < size) total = total + tail(offset, int(size - offset));
+  for (; offset + kBlock <= size; offset += kBlock) {
+    Block block = term(offset);
+    total = total + (block.first + block.second);
+  }
+  for (; offset < size; offset += kLanes) {
+    const int64_t rest = size - offset;
+    total = total + tail(offset, rest < kLanes ? int(rest) : kLanes);
+  }
   double sum = 0;
   for (int i = 0; i < kLanes; ++i) sum += total[i];
   return sum;

@@ -8,43 +8,45 @@
 namespace llmsys::cpu::LLMSYS_ISA {
 namespace {
 
-LLMSYS_INLINE F32 swiglu(F32 gate, F32 up) { return gate * sigmoid(gate) * up; }
-
 // dgate = dy * up * sigmoid(gate) * (1 + gate * (1 - sigmoid(gate))), dup = dy * gate * sigmoid(gate)
 struct Gradients {
   F32 gate, up;
 };
-LLMSYS_INLINE Gradients swiglu_gradients(F32 dy, F32 gate, F32 up) {
-  F32 s = sigmoid(gate);
-  F32 silu = gate * s;
-  return {dy * up * (s + silu * (1.0f - s)), dy * silu};
+LLMSYS_INLINE Gradients gradients(F32 dy, F32 gate, F32 up, F32 sigmoid) {
+  F32 silu = gate * sigmoid;
+  return {dy * up * (sigmoid + silu * (1.0f - sigmoid)), dy * silu};
 }
 
 template <bool kStream, class T>
 void forward_span(const T* gate, const T* up, T* y, int64_t size) {
+  constexpr Order kOrder = order_of<T>;
   for_each_pair(
       size,
       [&](int64_t d) {
-        store_pair<kStream>(y + d, swiglu(load(gate + d), load(up + d)),
-                            swiglu(load(gate + d + kLanes), load(up + d + kLanes)));
+        Block activated = silu(load_block<kOrder>(gate + d)), u = load_block<kOrder>(up + d);
+        store_block<kOrder, kStream>(y + d, {activated.first * u.first, activated.second * u.second});
       },
-      [&](int64_t d, int count) { store(y + d, swiglu(load(gate + d, count), load(up + d, count)), count); });
+      [&](int64_t d, int count) { store(y + d, silu(load(gate + d, count)) * load(up + d, count), count); });
 }
 
 template <bool kStream, class T>
 void backward_span(const T* dy, const T* gate, const T* up, T* dgate, T* dup, int64_t size) {
+  constexpr Order kOrder = order_of<T>;
   for_each_pair(
       size,
       [&](int64_t d) {
-        Gradients low = swiglu_gradients(load(dy + d), load(gate + d), load(up + d));
-        Gradients high = swiglu_gradients(load(dy + d + kLanes), load(gate + d + kLanes), load(up + d + kLanes));
-        store_pair<kStream>(dgate + d, low.gate, high.gate);
-        store_pair<kStream>(dup + d, low.up, high.up);
+        Block g = load_block<kOrder>(gate + d), u = load_block<kOrder>(up + d), arriving = load_block<kOrder>(dy + d);
+        Block s = sigmoid(g);
+        Gradients first = gradients(arriving.first, g.first, u.first, s.first);
+        Gradients second = gradients(arriving.second, g.second, u.second, s.second);
+        store_block<kOrder, kStream>(dgate + d, {first.gate, second.gate});
+        store_block<kOrder, kStream>(dup + d, {first.up, second.up});
       },
       [&](int64_t d, int count) {
-        Gradients g = swiglu_gradients(load(dy + d, count), load(gate + d, count), load(up + d, count));
-        store(dgate + d, g.gate, count);
-        store(dup + d, g.up, count);
+        F32 g = load(gate + d, count);
+        Gradients both = gradients(load(dy + d, count), g, load(up + d, count), sigmoid(g));
+        store(dgate + d, both.gate, count);
+        store(dup + d, both.up, count);
       });
 }
 

@@ -68,6 +68,19 @@ LLMSYS_EMULATED __mmask16 movepi32_mask(__m512i x) {
   return __mmask16(low | high << 8);
 }
 
+LLMSYS_EMULATED __m512i permutexvar_epi32(__m512i index, __m512i x) {
+  Lanes32 indices = reinterpret_cast<Lanes32>(index), from = reinterpret_cast<Lanes32>(x), to;
+  for (int i = 0; i < 16; ++i) to[i] = from[indices[i] & 15];
+  return reinterpret_cast<__m512i>(to);
+}
+
+template <int kPredicate>
+LLMSYS_EMULATED __mmask16 cmp_ps_mask(__m512 a, __m512 b) {
+  const __m256 low = _mm256_cmp_ps(half<__m512, __m256>(a, 0), half<__m512, __m256>(b, 0), kPredicate);
+  const __m256 high = _mm256_cmp_ps(half<__m512, __m256>(a, 1), half<__m512, __m256>(b, 1), kPredicate);
+  return __mmask16(_mm256_movemask_ps(low) | _mm256_movemask_ps(high) << 8);
+}
+
 LLMSYS_EMULATED void stream_si512(__m512i* p, __m512i x) {
   if (reinterpret_cast<uintptr_t>(p) % 64) __builtin_trap();  // as the instruction does
   _mm256_stream_si256(reinterpret_cast<__m256i*>(p), half<__m512i, __m256i>(x, 0));
@@ -77,10 +90,13 @@ LLMSYS_EMULATED void stream_si512(__m512i* p, __m512i x) {
 }  // namespace emulated_avx512
 
 #undef _mm512_cvtps_ph
+#undef _mm512_cmp_ps_mask
 #define _mm512_cvtps_ph(x, rounding) emulated_avx512::cvtps_ph<(rounding)>(x)
 #define _mm512_cvtph_ps emulated_avx512::cvtph_ps
 #define _mm512_cvtepu16_epi32 emulated_avx512::cvtepu16_epi32
 #define _mm512_cvtepi32_epi16 emulated_avx512::cvtepi32_epi16
+#define _mm512_cmp_ps_mask(a, b, predicate) emulated_avx512::cmp_ps_mask<(predicate)>(a, b)
 #define _mm512_movepi32_mask emulated_avx512::movepi32_mask
+#define _mm512_permutexvar_epi32 emulated_avx512::permutexvar_epi32
 #define _mm512_sqrt_ps emulated_avx512::sqrt_ps
 #define _mm512_stream_si512 emulated_avx512::stream_si512
