@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -207,19 +208,20 @@ class Op:
         gradients = {f"d{name}": i for i, name in enumerate(forward.results)}
         # For each argument of the backward: the gradient of a result, a saved tensor, or a constant.
         self._backward_plan: list[tuple[str, int]] = []
-        self._saved: list[int] = []
-        self._constants: list[int] = []
+        saved: list[int] = []
+        constants: list[int] = []
         for argument in backward.arguments:
             if argument.name in gradients:
                 self._backward_plan.append(
                     ("optional" if argument.type == "Tensor?" else "grad", gradients[argument.name])
                 )
             elif argument.type == "Tensor":
-                self._backward_plan.append(("saved", len(self._saved)))
-                self._saved.append(sources[argument.name])
+                self._backward_plan.append(("saved", len(saved)))
+                saved.append(sources[argument.name])
             else:
-                self._backward_plan.append(("constant", len(self._constants)))
-                self._constants.append(sources[argument.name])
+                self._backward_plan.append(("constant", len(constants)))
+                constants.append(sources[argument.name])
+        self._pick_saved, self._pick_constants = _picker(saved), _picker(constants)
         # For each argument of the forward: which result of the backward is its gradient.
         received = {name: i for i, name in enumerate(backward.results)}
         self._gradient_of = [received.get(shared_gradients.get(name, f"d{name}")) for name in forward.names]
@@ -235,10 +237,11 @@ class Op:
         )
 
     def _save(self, ctx: Any, inputs: tuple, results: Any) -> None:
-        values = (*inputs, *results) if isinstance(results, (tuple, list)) else (*inputs, results)
+        if not isinstance(results, (tuple, list)):
+            results = (results,)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*[values[i] for i in self._saved])
-        ctx.constants = [inputs[i] for i in self._constants]
+        ctx.save_for_backward(*self._pick_saved((*inputs, *results)))
+        ctx.constants = self._pick_constants(inputs)
         if self.num_public > 1:  # a result that nothing reads gets no gradient: remember the zeros that it stands for
             ctx.likes = [(result.shape, result.dtype, result.device) for result in results[: self.num_public]]
 
@@ -323,6 +326,13 @@ class _Function(torch.autograd.Function):
         # create_graph=True: only the reference's formula can itself be differentiated.
         implementation = op.implementations["reference"] if torch.is_grad_enabled() else ctx.implementation
         return None, None, *op._backward(ctx, grads, implementation.backward)
+
+
+def _picker(indices: list[int]) -> Callable[[tuple], tuple]:
+    """values → the tuple of those at `indices`."""
+    if len(indices) > 1:
+        return itemgetter(*indices)
+    return (lambda values: (values[indices[0]],)) if indices else (lambda values: ())
 
 
 def _first_tensor(args: tuple) -> torch.Tensor:
