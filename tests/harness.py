@@ -106,9 +106,8 @@ def gapped(tensor: torch.Tensor) -> torch.Tensor:
     """Rows with a gap after each: one stride fits."""
     if tensor.dim() < 2:
         return tensor
-    wide = torch.full(
-        (*tensor.shape[:-1], tensor.shape[-1] + 3), float("nan"), dtype=tensor.dtype, device=tensor.device
-    )
+    gap = float("nan") if tensor.is_floating_point() else torch.iinfo(tensor.dtype).max
+    wide = torch.full((*tensor.shape[:-1], tensor.shape[-1] + 3), gap, dtype=tensor.dtype, device=tensor.device)
     wide[..., : tensor.shape[-1]] = tensor
     return wide[..., : tensor.shape[-1]]
 
@@ -256,7 +255,7 @@ def _compiles(op: Op, cases: ModuleType) -> None:
             args = leaves(op, cases.inputs(shape, torch.float32))
             results = function(*args)
             results = results if isinstance(results, tuple) else (results,)
-            tensors = [args[i] for i in op.differentiable]
+            tensors = [args[i] for i in op.differentiable if args[i] is not None]
             given = [random(i, "cpu", (tuple(r.shape), r.dtype))[0] for i, r in enumerate(results)]
             outcomes.append([*results, *torch.autograd.grad(results, tensors, given)])
         for eager, traced in zip(*outcomes, strict=True):
