@@ -6,7 +6,8 @@ The contract is a pair of schemas in the notation of `torch.library`:
     backward   (Tensor dy, Tensor x, Tensor weight, Tensor rstd, float eps) -> (Tensor dx, Tensor dweight)
 
 Everything else follows from the names. `y` is public because the backward takes its gradient `dy`; `rstd` is not: it is
-kept for the backward. What the backward asks for is saved; `dx` and `dweight` go to `x` and `weight`.
+kept for the backward. What the backward asks for is saved; `dx` and `dweight` go to `x` and `weight`. A `Tensor?` may
+be None, and has a gradient where it is not: a backward returns None for that of one that is.
 """
 
 from __future__ import annotations
@@ -119,8 +120,9 @@ class Op:
         self.backward_schema = Schema(backward) if backward else None
         self._candidates = _Candidates(implementations)
         self._explained: set[str] = set()
-        self.written = [i for i, argument in enumerate(self.forward_schema.arguments) if argument.written]
-        self._tensors = [i for i, argument in enumerate(self.forward_schema.arguments) if argument.type == "Tensor"]
+        arguments = self.forward_schema.arguments
+        self.written = [i for i, argument in enumerate(arguments) if argument.written]
+        self._tensors = [i for i, argument in enumerate(arguments) if argument.type in ("Tensor", "Tensor?")]
         self.differentiable: list[int] = []  # the arguments that get a gradient
         _ops[name] = self
         self._define_node()
@@ -167,8 +169,9 @@ class Op:
         needs_grad, plain = False, True
         for i in self._tensors:
             tensor = args[i]
-            needs_grad = needs_grad or tensor.requires_grad
-            plain = plain and type(tensor) in _PLAIN
+            if tensor is not None:
+                needs_grad = needs_grad or tensor.requires_grad
+                plain = plain and type(tensor) in _PLAIN
         if not plain or _is_compiling():  # a subclass, or a graph that is traced: both know what a node is
             if out is not None:
                 raise ValueError(
@@ -214,7 +217,7 @@ class Op:
                 self._backward_plan.append(
                     ("optional" if argument.type == "Tensor?" else "grad", gradients[argument.name])
                 )
-            elif argument.type == "Tensor":
+            elif argument.type in ("Tensor", "Tensor?"):
                 self._backward_plan.append(("saved", len(self._saved)))
                 self._saved.append(sources[argument.name])
             else:
