@@ -1,37 +1,13 @@
 #include "../rms_norm.h"
 
-#include <algorithm>
-
-#include "device.cuh"
+#include "norm.cuh"
 
 namespace llmsys::cuda {
 namespace {
 
-// Used as __launch_bounds__(kMaxThreads, 1): without the 1, ptxas 13.0 saves registers for a second block, and spills.
-constexpr int kMaxThreads = 512;
-
 // Vectors of a row that a thread keeps in registers, so that it reads them once. The backward keeps twice as many
 // values and the sums beside them.
 constexpr int kHeldForward = 4, kHeldBackward = 2;
-
-// Calls visit(v, i) for each vector v of a row that is this thread's: i < kHeld for those that fit its registers, else
-// kHeld.
-template <int kHeld, class Visit>
-__device__ void for_each_vector(int64_t vectors, Visit visit) {
-#pragma unroll
-  for (int i = 0; i < kHeld; ++i) {
-    const int64_t v = threadIdx.x + int64_t(i) * blockDim.x;
-    if (v < vectors) visit(v, i);
-  }
-  for (int64_t v = threadIdx.x + int64_t(kHeld) * blockDim.x; v < vectors; v += blockDim.x) visit(v, kHeld);
-}
-
-// Threads (x: of a row, y: rows at a time), such that a row fits the registers of its threads where it can.
-// Rows that do not fit have their block alone.
-dim3 threads_for(int64_t vectors, int held, int threads) {
-  const int x = int(std::clamp<int64_t>(ceil_div(vectors, held * kWarp) * kWarp, kWarp, kMaxThreads));
-  return dim3(x, std::max(1, threads / x));
-}
 
 template <class T, class W, int kWidth>
 __global__ void __launch_bounds__(kMaxThreads, 1) forward_kernel(const RMSNormForward args) {
@@ -118,35 +94,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1) backward_kernel(const RMSNormB
       store(dx + row * args.dim + v * kWidth, out);
     });
   }
-  for (unsigned y = 0; y < blockDim.y; ++y) {
-    if (threadIdx.y == y)
-      for_each_vector<kHeld>(args.dim / kWidth, [&](int64_t v, int i) {
-        if (i == kHeld) return;
-        Vector<float, kWidth> total{};
-        if (y > 0) total = load<kWidth>(partial + v * kWidth);
-        for (int k = 0; k < kWidth; ++k) total.set(k, total[k] + dweight[i][k]);
-        store(partial + v * kWidth, total);
-      });
-    __syncthreads();
-  }
-}
-
-constexpr int kSumThreads = 16;
-
-// dweight[d] = sum over the chunks: threadIdx.y takes every kSumThreads-th, then their sums are added in order.
-template <class W>
-__global__ void __launch_bounds__(kWarp* kSumThreads)
-    sum_chunks_kernel(const float* partial, W* dweight, int64_t dim, int64_t chunks) {
-  LLMSYS_SHARED(float, sums, kSumThreads* kWarp);
-  const int64_t d = int64_t(blockIdx.x) * kWarp + threadIdx.x;
-  float sum = 0.0f;
-  if (d < dim)
-    for (int64_t chunk = threadIdx.y; chunk < chunks; chunk += kSumThreads) sum += partial[chunk * dim + d];
-  sums[threadIdx.y * kWarp + threadIdx.x] = sum;
-  __syncthreads();
-  if (threadIdx.y != 0 || d >= dim) return;
-  for (int y = 1; y < kSumThreads; ++y) sum += sums[y * kWarp + threadIdx.x];
-  dweight[d] = from_float<W>(sum);
+  add_up(dweight, partial, args.dim / kWidth);
 }
 
 template <class T, class W, int kWidth>
@@ -161,15 +109,8 @@ template <class T, class W, int kWidth>
 void backward(const RMSNormBackward& args, void* stream) {
   const Grid grid{dim3(unsigned(args.chunks)), threads_for(args.dim / kWidth, kHeldBackward, 256)};
   if (args.chunks > 0) launch("rms_norm_backward", grid, stream, backward_kernel<T, W, kWidth>, args);
-  const Grid columns{dim3(unsigned(ceil_div(args.dim, kWarp))), dim3(kWarp, kSumThreads)};
-  launch("rms_norm_backward: sum of chunks", columns, stream, sum_chunks_kernel<W>, args.partial,
-         static_cast<W*>(args.dweight), args.dim, args.chunks);
-}
-
-// Calls visit(T{}, W{}) with the C++ types of (dtype, weight_dtype).
-template <class Visit>
-void with_types(DType dtype, DType weight_dtype, Visit visit) {
-  with_type(dtype, [&](auto x) { weight_dtype == DType::float32 ? visit(x, float{}) : visit(x, x); });
+  sum_chunks("rms_norm_backward: sum of chunks", args.partial, static_cast<W*>(args.dweight), args.dim, args.chunks,
+             stream);
 }
 
 }  // namespace

@@ -25,6 +25,35 @@ def norm(op: str, x: torch.Tensor, weight: torch.Tensor, eps: float) -> None:
         raise ValueError(f"llmsys.{op}: eps is {eps}, expected a number >= 0")
 
 
+def rows(op: str, x: torch.Tensor) -> None:
+    """x (..., D) of a float dtype, D > 0."""
+    same(op, x=x)
+    if x.shape[-1] == 0:
+        raise ValueError(f"llmsys.{op}: x has shape {tuple(x.shape)}, expected (..., D) with D > 0")
+
+
+def affine(
+    op: str, x: torch.Tensor, size: int, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float
+) -> None:
+    """weight and bias None or (size,), of x's dtype or both of float32, on x's device; eps >= 0."""
+    dtype = x.dtype
+    for name, given in (("weight", weight), ("bias", bias)):
+        if given is None:
+            continue
+        if given.dtype is not dtype and (given.dtype is not torch.float32 or dtype is torch.float64):
+            raise TypeError(f"llmsys.{op}: {name} is {given.dtype}, expected {dtype} (x's) or torch.float32")
+        if given.shape != (size,):
+            raise ValueError(
+                f"llmsys.{op}: x has shape {tuple(x.shape)} and {name} {tuple(given.shape)}, expected {name} ({size},)"
+            )
+        if given.device != x.device:
+            raise ValueError(f"llmsys.{op}: x is on {x.device} and {name} on {given.device}, expected one device")
+    if weight is not None and bias is not None and weight.dtype is not bias.dtype:
+        raise TypeError(f"llmsys.{op}: weight is {weight.dtype} and bias {bias.dtype}, expected one dtype")
+    if not eps >= 0:
+        raise ValueError(f"llmsys.{op}: eps is {eps}, expected a number >= 0")
+
+
 def same(op: str, **tensors: torch.Tensor) -> None:
     """Tensors (..., D) of one shape, float dtype and device."""
     (first_name, first), *others = tensors.items()

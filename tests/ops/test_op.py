@@ -119,6 +119,26 @@ def test_torch_func():
     torch.testing.assert_close(torch.vmap(lambda x: llmsys.rms_norm(x, WEIGHT))(X), llmsys.rms_norm(X, WEIGHT))
 
 
+def test_tensor_that_may_be_none():
+    def backward(dy, x, scale):
+        return (dy, None) if scale is None else (dy * scale, (dy * x).sum(0))
+
+    op = Op(
+        "scaled_if_asked",
+        "(Tensor x, Tensor? scale=None) -> (Tensor y)",
+        "(Tensor dy, Tensor x, Tensor? scale) -> (Tensor dx, Tensor dscale)",
+        [Impl("reference", lambda x, scale: x.clone() if scale is None else x * scale, backward)],
+    )
+    for function in (op, torch.compile(lambda *args: op(*args), fullgraph=True)):
+        for scale in (WEIGHT.clone().requires_grad_(), None):
+            x = X.clone().requires_grad_()
+            leaves = [x] if scale is None else [x, scale]
+            plain = (x if scale is None else x * scale).sin().sum()
+            given = torch.autograd.grad(function(x, scale).sin().sum(), leaves)
+            torch.testing.assert_close(given, torch.autograd.grad(plain, leaves))
+    assert op.explain(X).chosen == "reference"
+
+
 def test_out_while_recording_is_refused():
     with pytest.raises(ValueError, match="out= given while a gradient is recorded"):
         llmsys.rms_norm(X.clone().requires_grad_(), WEIGHT, out=torch.empty_like(X))
