@@ -1,7 +1,7 @@
 """Hugging Face models, and any that are built alike, on these kernels: `accelerate` and `restore`.
 
-Modules are known by their structure and by what they compute, not by their names. A kind of module is a file here with a
-function `propose(module, model)` and a line in `KINDS`. Nothing here imports transformers.
+Modules are known by their structure and by what they compute, not by their names. A kind of module is a file here with
+a function `propose(module, model)` and a line in `KINDS`. Nothing here imports transformers.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ KINDS: dict[str, Callable[[nn.Module, nn.Module], Swap | str | None]] = {
 def accelerate(model: nn.Module, *, only: Sequence[str] | None = None, exclude: Sequence[str] = ()) -> Report:
     """Let the norms, MLPs, rotary embeddings and the loss of this `model` run on these kernels, in place.
 
-    `only` and `exclude` name kinds (`"norm"`, `"mlp"`, `"rotary"`) or modules, by pattern: `"model.layers.0.*"`. A second
-    call starts anew, so that the model is what the last call says.
+    `only` and `exclude` name kinds (`"norm"`, `"mlp"`, `"rotary"`) or modules, by pattern: `"model.layers.0.*"`. A
+    second call starts anew, so that the model is what the last call says.
 
     What changes is which code runs, and nothing that is stored: parameters, `state_dict`, hooks, tied weights and the
     names of classes stay. A module is swapped only if its own code, run on small random numbers on its device, computes
-    what the op computes. Give the model its weights and dtype first, and add adapters, FSDP or `torch.compile` before or
-    after, as you like; a module whose `forward` was replaced on the instance is left alone.
+    what the op computes. Give the model its weights first; add adapters, checkpointing or `torch.compile` before or
+    after, as you like. A module whose `forward` was replaced on the instance is left alone.
 
     Returns    what was swapped, and what was left and why; print it
-    Numerics   equal to the model's own up to rounding; narrow dtypes are rounded once where the model rounds between steps
+    Numerics   equal to the model's own up to rounding; narrow dtypes are rounded once where a model rounds at each step
     Errors     TypeError if model is no nn.Module; ValueError if a name in `only` or `exclude` is no kind and no module
     """
     if not isinstance(model, nn.Module):
@@ -48,7 +48,7 @@ def accelerate(model: nn.Module, *, only: Sequence[str] | None = None, exclude: 
     swaps: list[tuple[nn.Module, Swap]] = []
     swapped, left, covered = [], [], set()
     for path, module in model.named_modules():
-        if id(module) in covered:
+        if id(module) in covered or type(module).__module__.startswith("llmsys."):
             continue
         for kind, propose in KINDS.items():
             if not _wanted(kind, path, only, exclude):

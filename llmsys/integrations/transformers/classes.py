@@ -1,7 +1,7 @@
 """How one module changes its forward and nothing else: its class becomes a subclass of what it was.
 
-Parameters, buffers, submodules, hooks and `state_dict` stay the module's own; `isinstance` holds, and so does the class's
-name, by which policies of FSDP and of transformers find modules. Putting the old class back undoes all of it.
+Parameters, buffers, submodules, hooks and `state_dict` stay the module's own; `isinstance` holds, and so does the
+class's name, by which policies of FSDP and of transformers find modules. Putting the old class back undoes all of it.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from typing import Any
 from torch import nn
 
 
-class Swapped:
+class Swapped(nn.Module):
     """What a module's class derives from while it runs on our kernels."""
 
     original: type[nn.Module]  # the class that the module had before
     _made_of: tuple
 
     @classmethod
-    def members(cls, original: type[nn.Module], **attributes: Any) -> dict[str, Any]:
+    def members(cls, original: type[nn.Module], attributes: dict[str, Any]) -> dict[str, Any]:
         """What else the new class has that depends on the class it derives from."""
         return {}
 
-    def __reduce_ex__(self, protocol: Any) -> tuple:
+    def __reduce_ex__(self, protocol: Any) -> Any:
         # The class exists under no name that pickle could look up: it is made anew from what it was made of.
-        _, _, *state = super().__reduce_ex__(protocol)
-        return _blank, self._made_of, *state
+        reduced: Any = super().__reduce_ex__(protocol)
+        return _blank, self._made_of, *reduced[2:]
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class Swap:
     covers: tuple = ()  # submodules that `op` does the work of
 
     def make(self, module: nn.Module) -> None:
-        module.__class__ = _subclass(type(module), self.mixin, tuple(sorted(self.attributes.items())))
+        made_of: tuple[Any, ...] = (type(module), self.mixin, tuple(sorted(self.attributes.items())))
+        module.__class__ = _subclass(*made_of)
 
 
 def undo(module: nn.Module, name: str) -> None:
@@ -48,20 +49,20 @@ def undo(module: nn.Module, name: str) -> None:
 
     Errors     RuntimeError if someone has since put another class over ours
     """
-    while isinstance(module, Swapped):
-        if "_made_of" not in vars(type(module)):
+    while issubclass(cls := type(module), Swapped):
+        if "_made_of" not in vars(cls):
             raise RuntimeError(
-                f"llmsys.restore: {name or 'the model'} was given the class {type(module)} after llmsys.accelerate, "
+                f"llmsys.restore: {name or 'the model'} was given the class {cls} after llmsys.accelerate, "
                 "expected the class that accelerate gave it; undo the later change first"
             )
-        module.__class__ = module.original
+        module.__class__ = cls.original
 
 
 @functools.cache
-def _subclass(cls: type[nn.Module], mixin: type[Swapped], attributes: tuple[tuple[str, Any], ...]) -> type[nn.Module]:
+def _subclass(cls: Any, mixin: Any, attributes: tuple[tuple[str, Any], ...]) -> type[nn.Module]:
     same = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
     ours = {"original": cls, "_made_of": (cls, mixin, attributes), **dict(attributes)}
-    return type(cls.__name__, (mixin, cls), same | ours | mixin.members(cls, **dict(attributes)))
+    return type(cls.__name__, (mixin, cls), same | ours | mixin.members(cls, dict(attributes)))
 
 
 def _blank(*made_of: Any) -> nn.Module:

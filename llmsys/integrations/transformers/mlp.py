@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,7 +26,7 @@ def gated(op: str, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     return GATED[op][1](gate, up)
 
 
-class GatedMLP(Swapped, nn.Module):
+class GatedMLP(Swapped):
     """down(activation(gate(x)) · up(x)), whatever the names of the three."""
 
     gate_name: str
@@ -34,11 +35,11 @@ class GatedMLP(Swapped, nn.Module):
     op: str
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        gate, up, down = (self._modules[name] for name in (self.gate_name, self.up_name, self.down_name))
-        return down(gated(self.op, gate(x), up(x)))
+        gate, up = getattr(self, self.gate_name)(x), getattr(self, self.up_name)(x)
+        return getattr(self, self.down_name)(gated(self.op, gate, up))
 
 
-class JoinedGatedMLP(Swapped, nn.Module):
+class JoinedGatedMLP(Swapped):
     """The same with gate and up in one linear layer, the gate first."""
 
     gate_up_name: str
@@ -46,11 +47,11 @@ class JoinedGatedMLP(Swapped, nn.Module):
     op: str
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        gate, up = self._modules[self.gate_up_name](x).chunk(2, dim=-1)
-        return self._modules[self.down_name](gated(self.op, gate, up))
+        gate, up = getattr(self, self.gate_up_name)(x).chunk(2, dim=-1)
+        return getattr(self, self.down_name)(gated(self.op, gate, up))
 
 
-class Experts(Swapped, nn.Module):
+class Experts(Swapped):
     """Experts whose gating is a method of its own, `_apply_gate`, as transformers has it since version 5."""
 
     op: str
@@ -59,26 +60,30 @@ class Experts(Swapped, nn.Module):
         return gated(self.op, *gate_up.chunk(2, dim=-1))
 
 
-class _Scale(nn.Module):
-    """Stands in for a linear layer in a probe: x · a for each given a, side by side."""
+class _Stand(nn.Module):
+    """Stands in for a linear layer in a probe: x · a + b for each given (a, b), side by side.
 
-    def __init__(self, *factors: torch.Tensor):
+    With the shift no two of three layers could be taken for each other: gate(x) · (c · x) is c · (gate(x) · x).
+    """
+
+    def __init__(self, *maps: torch.Tensor):
         super().__init__()
-        self.factors = factors
+        self.maps = maps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.cat([x * factor for factor in self.factors], -1)
+        return torch.cat([x * factor + shift for factor, shift in self.maps], -1)
 
 
 def propose(module: nn.Module, model: nn.Module) -> Swap | str | None:
     """The swap for `module`, why it is left, or None if it is no gated layer."""
     if callable(getattr(module, "_apply_gate", None)):
         return _propose_experts(module)
-    linear = [name for name, child in module._modules.items() if child is not None and _is_linear(child)]
-    others = {name: child for name, child in module._modules.items() if child is not None and name not in linear}
+    children = {name: child for name, child in module._modules.items() if child is not None}
+    linear = [name for name, child in children.items() if _is_linear(child)]
+    others = {name: child for name, child in children.items() if name not in linear}
     if len(linear) not in (2, 3) or module._parameters or not _activations(module, others):
         return None
-    if any(next(child.parameters(), None) is not None for child in others.values()):
+    if any(child._modules or child._parameters for child in others.values()):
         return None
     if any(isinstance(child, nn.Dropout) for child in others.values()):
         return "there is no op yet for a layer without a gate" if len(linear) == 2 else "it has dropout inside"
@@ -100,38 +105,48 @@ def _propose_experts(module: nn.Module) -> Swap | str:
             "its experts run one by one, where nothing can be put in between; "
             'call model.set_experts_implementation("grouped_mm") first'
         )
-    others = {name: child for name, child in module._modules.items() if child is not None}
-    if any(next(child.parameters(), None) is not None for child in others.values()):
+    children = {name: child for name, child in module._modules.items() if child is not None}
+    if any(child._modules or child._parameters for child in children.values()):
         return "its experts are modules of their own"
-    gate, up = (probe.numbers(4, 8, seed=seed, dtype=torch.float32, device=torch.device("cpu")) for seed in (0, 1))
-    twin = probe.twin(module, {}, others)
-    given = probe.outcome(lambda: twin._apply_gate(torch.cat((10 * gate, up), -1)))
+    gate, up = _numbers((4, 8), (4, 8), dtype=torch.float32)
+    apply_gate: Any = probe.twin(module, {}, _without_hooks(children))._apply_gate
     for op in GATED:
-        if _agrees(given, op, 10 * gate, up):
-            return Swap(op, Experts, {"op": op}, tuple(others.values()))
+        if all(_agrees(probe.outcome(apply_gate, torch.cat((g, up), -1)), op, g, up) for g in (gate, 10 * gate)):
+            return Swap(op, Experts, {"op": op}, tuple(children.values()))
     return f"its gate is no {' or '.join(GATED)}"
 
 
 def _computes(module: nn.Module, others: dict, op: str, names: tuple[str, ...], dtype: torch.dtype) -> bool:
     """Whether the module's forward is down(activation(gate(x)) · up(x)), with `names` in these roles."""
-    cpu = torch.device("cpu")
-    x, a, b, c = (
-        probe.numbers(*shape, seed=i, dtype=dtype, device=cpu) for i, shape in enumerate([(2, 3, 8)] + 3 * [(8,)])
-    )
-    stands = (_Scale(a), _Scale(b), _Scale(c)) if len(names) == 3 else (_Scale(a, b), _Scale(c))
-    twin = probe.twin(module, {}, {**others, **dict(zip(names, stands, strict=True))})
+    x, *maps = _numbers((2, 3, 8), (2, 8), (2, 8), (2, 8), dtype=dtype)
+    gate, up, down = _Stand(maps[0]), _Stand(maps[1]), _Stand(maps[2])
+    stands = (gate, up, down) if len(names) == 3 else (_Stand(maps[0], maps[1]), down)
+    twin = probe.twin(module, {}, {**_without_hooks(others), **dict(zip(names, stands, strict=True))})
     for scale in (1, 10):  # far out, where a clamp would show
-        given = probe.outcome(lambda scale=scale: twin.forward(scale * x))
-        if not _agrees(given, op, scale * x * a, scale * x * b, c):
+        given = probe.outcome(twin.forward, scale * x)
+        if not _agrees(given, op, gate(scale * x), up(scale * x), *maps[2]):
             return False
     return True
 
 
-def _agrees(given: object, op: str, gate: torch.Tensor, up: torch.Tensor, factor: torch.Tensor | float = 1.0) -> bool:
+def _agrees(given: object, op: str, gate: torch.Tensor, up: torch.Tensor, *down: torch.Tensor) -> bool:
+    """Whether `given` is activation(gate) · up, times the first of `down` plus the second."""
     activation, _ = GATED[op]
-    wide = factor.double() if isinstance(factor, torch.Tensor) else factor
-    truth = activation(gate.double()) * up.double() * wide
-    return probe.agrees(given, truth, activation(gate) * up * factor, roundings=3)
+
+    def formula(gate: torch.Tensor, up: torch.Tensor, factor: torch.Tensor | int = 1, shift: torch.Tensor | int = 0):
+        return activation(gate) * up * factor + shift
+
+    truth = formula(*(tensor.double() for tensor in (gate, up, *down)))
+    return probe.agrees(given, truth, formula(gate, up, *down), roundings=4)
+
+
+def _numbers(*shapes: tuple[int, ...], dtype: torch.dtype) -> list[torch.Tensor]:
+    cpu = torch.device("cpu")
+    return [probe.numbers(*shape, seed=seed, dtype=dtype, device=cpu) for seed, shape in enumerate(shapes)]
+
+
+def _without_hooks(children: dict[str, nn.Module]) -> dict[str, nn.Module]:
+    return {name: probe.twin(child, {}, {}) for name, child in children.items()}
 
 
 def _is_linear(module: nn.Module) -> bool:
@@ -141,6 +156,6 @@ def _is_linear(module: nn.Module) -> bool:
 
 def _activations(module: nn.Module, others: dict[str, nn.Module]) -> list:
     """What may be the activation: a submodule that holds nothing, or a function kept as an attribute."""
-    held = [child for child in others.values() if not child._modules and not child._buffers]
-    held = [child for child in held if not child._parameters and not isinstance(child, (nn.Dropout, nn.Identity))]
+    empty = [child for child in others.values() if not (child._modules or child._buffers or child._parameters)]
+    held = [child for child in empty if not isinstance(child, (nn.Dropout, nn.Identity))]
     return held + [value for name, value in vars(module).items() if callable(value) and not name.startswith("_")]

@@ -17,10 +17,11 @@ RESULT_DTYPES = {
 }
 
 
-class RMSNorm(Swapped, nn.Module):
+class RMSNorm(Swapped):
     """RMSNorm under the attribute names of the module it is put over."""
 
     eps_name: str
+    weight: torch.Tensor
     weight_offset: float
     result: str  # whose dtype the result has, where input and weight differ
 
@@ -67,7 +68,7 @@ def _computes(module: nn.Module, weight: torch.Tensor, eps: float, offset: float
         x = scale * probe.numbers(3, 2, dim, seed=1, dtype=dtype, device=device)
         truth, _ = reference.forward(x.double(), w.double(), eps, offset)
         rounded, _ = reference.forward(x, w, eps, offset)
-        given = probe.outcome(lambda x=x: twin.forward(x))
+        given = probe.outcome(twin.forward, x)
         # Llama rounds the normalised row, then its product with the weight.
         if not probe.agrees(given, truth, rounded, roundings=2):
             return False
@@ -80,5 +81,5 @@ def _result_dtypes(module: nn.Module, weight: torch.Tensor) -> tuple:
     for x_dtype, dtype in ((torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)):
         x = torch.ones(1, weight.numel(), dtype=x_dtype, device=weight.device)
         twin = probe.twin(module, {"weight": torch.ones_like(weight, dtype=dtype)}, {})
-        found.append(getattr(probe.outcome(lambda x=x, twin=twin: twin.forward(x)), "dtype", None))
+        found.append(getattr(probe.outcome(twin.forward, x), "dtype", None))
     return tuple(found)

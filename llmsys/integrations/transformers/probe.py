@@ -1,7 +1,7 @@
 """Is a module what its shape suggests? Ask it: run its own code on small random numbers and compare.
 
-What is run is a twin that shares nothing with the module but its class and its plain attributes. Its tensors are random,
-its submodules are stand-ins, and no hook fires; the module itself and the random state stay as they were.
+What is run is a twin that shares nothing with the module but its class and its plain attributes. Its tensors are
+random, its submodules are stand-ins, and no hook fires; the module itself and the random state stay as they were.
 """
 
 from __future__ import annotations
@@ -40,14 +40,15 @@ def twin(module: nn.Module, tensors: dict[str, torch.Tensor], submodules: dict[s
     return made
 
 
-def outcome(run: Callable[[], object]) -> object:
+def outcome(run: Callable, *args: object, **options: object) -> object:
     """What `run` returns, or a sentence that says what it raised.
 
-    `run` is code that we have never seen. It may raise anything, and what it raises stands in the report.
+    `run` is code that we have never seen. It may raise anything; then it is not what it was taken for, and no choice of
+    a backend hides behind it.
     """
     try:
         with torch.no_grad():
-            return run()
+            return run(*args, **options)
     except Exception as error:
         return f"{type(error).__name__}: {error}".splitlines()[0]
 

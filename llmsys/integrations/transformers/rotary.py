@@ -11,6 +11,8 @@ import functools
 import inspect
 import types
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,12 +21,27 @@ from llmsys.integrations.transformers import probe
 from llmsys.integrations.transformers.classes import Swap, Swapped
 from llmsys.ops.rope import reference, rope
 
-# How the tables of R columns hold one angle for each pair, and which elements of a head are a pair.
-LAYOUTS = (
-    {"table": "halves", "interleaved": False},  # Llama
-    {"table": "pairs", "interleaved": True},  # Cohere
-    {"table": "halves", "interleaved": True},  # GLM
-)
+
+@dataclass(frozen=True)
+class Layout:
+    """Where tables of R columns hold the angle of a pair twice, and which elements of a head are a pair."""
+
+    table: str  # "halves": in columns i and i + R/2; "pairs": in 2i and 2i + 1
+    interleaved: bool
+
+    def angles(self, table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The R/2 columns that hold every angle, and those that hold it again."""
+        half = table.shape[-1] // 2
+        if self.table == "halves":
+            return table[..., :half], table[..., half:]
+        return table[..., ::2], table[..., 1::2]
+
+    def doubled(self, angles: torch.Tensor) -> torch.Tensor:
+        """The table of R columns that holds these angles."""
+        return torch.cat((angles, angles), -1) if self.table == "halves" else angles.repeat_interleave(2, -1)
+
+
+LLAMA, COHERE, GLM = Layout("halves", False), Layout("pairs", True), Layout("halves", True)
 
 
 def rotate(
@@ -34,42 +51,37 @@ def rotate(
     sin: torch.Tensor,
     unsqueeze_dim: int = 1,
     *,
-    table: str,
-    interleaved: bool,
+    layout: Layout,
     promotes: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """q and k rotated, as transformers' `apply_rotary_pos_emb` returns them.
 
     Shapes     q, k (B, H, T, K), or (B, T, H, K) with unsqueeze_dim=2; cos, sin (B or 1, T, R)
     """
-    half = cos.shape[-1] // 2
-    cos, sin = (t[..., :half] if table == "halves" else t[..., ::2] for t in (cos, sin))
+    (cos, _), (sin, _) = layout.angles(cos), layout.angles(sin)
     if cos.shape[0] == 1:
         cos, sin = cos[0], sin[0]
-    return tuple(_rotated(x, cos, sin, unsqueeze_dim, interleaved, promotes) for x in (q, k))  # type: ignore[return-value]
 
-
-def _rotated(
-    x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, heads_dim: int, interleaved: bool, promotes: bool
-) -> torch.Tensor:
-    if x.dtype is not cos.dtype:
+    def rotated(x: torch.Tensor) -> torch.Tensor:
         if promotes:
             x = x.to(torch.promote_types(x.dtype, cos.dtype))
-        cos, sin = (
-            cos.to(torch.promote_types(x.dtype, torch.float32)),
-            sin.to(torch.promote_types(x.dtype, torch.float32)),
-        )
-    if heads_dim == 2:
-        return rope(x, cos, sin, interleaved=interleaved)
-    return rope(x.transpose(1, 2), cos, sin, interleaved=interleaved).transpose(1, 2)
+        # What rope takes: tables of x's dtype, or float32.
+        dtype = x.dtype if cos.dtype is x.dtype else torch.promote_types(x.dtype, torch.float32)
+        tables = cos.to(dtype), sin.to(dtype)
+        if unsqueeze_dim % 4 == 2:  # of the four dimensions of x, counted from either end
+            return rope(x, *tables, interleaved=layout.interleaved)
+        return rope(x.transpose(1, 2), *tables, interleaved=layout.interleaved).transpose(1, 2)
+
+    return rotated(q), rotated(k)
 
 
-class Rotary(Swapped, nn.Module):
+class Rotary(Swapped):
     """An attention whose forward calls `rotate` where it called the global `function`."""
 
     @classmethod
-    def members(cls, original: type[nn.Module], *, function: str, **layout: object) -> dict[str, Callable]:
-        return {"forward": _with_global(original.forward, function, functools.partial(rotate, **layout))}
+    def members(cls, original: type[nn.Module], attributes: dict[str, Any]) -> dict[str, Any]:
+        ours = functools.partial(rotate, layout=attributes["layout"], promotes=attributes["promotes"])
+        return {"forward": _with_global(original.forward, attributes["function"], ours)}
 
 
 def propose(module: nn.Module, model: nn.Module) -> Swap | str | None:
@@ -80,15 +92,14 @@ def propose(module: nn.Module, model: nn.Module) -> Swap | str | None:
     name, function = found
     if not _reaches_code(type(module).forward):
         return "its forward is wrapped by something that hides the code"
-    weight = next(module.parameters(), None)
-    if weight is None or (reason := probe.why_not([weight])):
-        return "it has no weight" if weight is None else reason
-    for layout in LAYOUTS:
-        if all(_computes(function, layout, dtype, weight.device) for dtype in probe.dtypes(weight.dtype)):
+    weight = next(module.parameters(), torch.empty(0))
+    if weight.is_meta:
+        return probe.why_not([weight])
+    for layout in (LLAMA, COHERE, GLM):
+        if all(_computes(function, layout, dtype, weight.device) for dtype in (torch.float32, torch.bfloat16)):
             promotes = _promotes(function, weight.device)
-            return _why_no_tables(model, layout["table"]) or Swap(
-                "rope", Rotary, {"function": name, "promotes": promotes, **layout}
-            )
+            attributes = {"function": name, "layout": layout, "promotes": promotes}
+            return _why_no_tables(model, layout) or Swap("rope", Rotary, attributes)
     return f"{name} is no rotation that rope computes"
 
 
@@ -102,20 +113,19 @@ def _rotation(forward: Callable) -> tuple[str, Callable] | None:
     return None
 
 
-def _computes(function: Callable, layout: dict, dtype: torch.dtype, device: torch.device) -> bool:
+def _computes(function: Callable, layout: Layout, dtype: torch.dtype, device: torch.device) -> bool:
     """Whether `function` rotates q and k as `rotate` does with this layout."""
     q, k, angles = (
         probe.numbers(*shape, seed=seed, dtype=dtype, device=device)
         for seed, shape in enumerate([(2, 3, 4, 8), (2, 1, 4, 8), (2, 4, 4)])
     )
     cos, sin = angles.cos(), angles.sin()
-    wide = torch.cat if layout["table"] == "halves" else lambda pair, dim: torch.stack(pair, dim).flatten(-2)
-    given = probe.outcome(lambda: function(q, k, wide((cos, cos), -1), wide((sin, sin), -1)))
+    given = probe.outcome(function, q, k, layout.doubled(cos), layout.doubled(sin))
     if not isinstance(given, tuple) or len(given) != 2:
         return False
 
     def rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-        return reference.forward(x.transpose(1, 2), cos, sin, layout["interleaved"]).transpose(1, 2)
+        return reference.forward(x.transpose(1, 2), cos, sin, layout.interleaved).transpose(1, 2)
 
     return all(
         probe.agrees(g, rotated(x.double(), cos.double(), sin.double()), rotated(x, cos, sin), roundings=3)
@@ -130,8 +140,8 @@ def _promotes(function: Callable, device: torch.device) -> bool:
     return function(x, x, table, table)[0].dtype is torch.float32
 
 
-def _why_no_tables(model: nn.Module, table: str) -> str | None:
-    """Why tables may not hold each angle twice, as `table` says; None if every module that makes tables does so."""
+def _why_no_tables(model: nn.Module, layout: Layout) -> str | None:
+    """Why tables may not hold each angle twice, as `layout` says; None if every module that makes tables does so."""
     makers = [
         m for m in model.modules() if any(name.endswith("inv_freq") for name, _ in m.named_buffers(recurse=False))
     ]
@@ -141,15 +151,8 @@ def _why_no_tables(model: nn.Module, table: str) -> str | None:
         for made in _tables_of(maker):
             if not isinstance(made, tuple) or len(made) != 2:
                 return f"{type(maker).__name__} makes no pair of tables that could be checked ({made})"
-            for tensor in made:
-                half = tensor.shape[-1] // 2
-                first, second = (
-                    (tensor[..., :half], tensor[..., half:])
-                    if table == "halves"
-                    else (tensor[..., ::2], tensor[..., 1::2])
-                )
-                if not torch.equal(first, second):
-                    return f"the tables of {type(maker).__name__} hold more than one angle for each pair"
+            if not all(torch.equal(*layout.angles(table)) for table in made):
+                return f"the tables of {type(maker).__name__} hold more than one angle for each pair"
     return None
 
 
@@ -160,10 +163,10 @@ def _tables_of(maker: nn.Module) -> Iterator[object]:
     """
     device = next(buffer.device for _, buffer in maker.named_buffers(recurse=False))
     x, positions = torch.zeros(1, 5, 1, device=device), torch.arange(5, device=device)[None]
-    types_of_layers = maker.layer_types if "layer_type" in inspect.signature(maker.forward).parameters else [None]
-    for layer_type in types_of_layers:
-        more = {} if layer_type is None else {"layer_type": layer_type}
-        yield probe.outcome(lambda more=more: copy.deepcopy(maker).forward(x, position_ids=positions, **more))
+    by_layer_type = "layer_type" in inspect.signature(maker.forward).parameters
+    layer_types: Any = maker.layer_types if by_layer_type else ()
+    for more in [{"layer_type": layer_type} for layer_type in layer_types] or [{}]:
+        yield probe.outcome(copy.deepcopy(maker).forward, x, position_ids=positions, **more)
 
 
 def _reaches_code(function: Callable) -> bool:
