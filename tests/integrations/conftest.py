@@ -1,9 +1,7 @@
-"""These tests need transformers, and PEFT where they say so; without, they are skipped and say why."""
+"""Settings of the tests that train tiny models."""
 
 import pytest
 import torch
-
-pytest.importorskip("transformers", reason="transformers is not installed")
 
 
 @pytest.fixture(autouse=True)
