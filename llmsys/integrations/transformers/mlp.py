@@ -87,7 +87,7 @@ def propose(module: nn.Module, model: nn.Module) -> Swap | str | None:
         return None
     if any(isinstance(child, nn.Dropout) for child in others.values()):
         return "there is no op yet for a layer without a gate" if len(linear) == 2 else "it has dropout inside"
-    weight = next(module.parameters())
+    weight = next(module.parameters(), torch.empty(0))
     roles = [("gate_name", "up_name", "down_name"), ("gate_up_name", "down_name")][3 - len(linear)]
     mixin = {3: GatedMLP, 2: JoinedGatedMLP}[len(linear)]
     for op, names in itertools.product(GATED, itertools.permutations(linear)):

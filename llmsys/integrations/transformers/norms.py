@@ -2,36 +2,73 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
 import torch
 from torch import nn
 
 from llmsys.integrations.transformers import probe
 from llmsys.integrations.transformers.classes import Swap, Swapped
-from llmsys.ops.rms_norm import reference, rms_norm
+from llmsys.ops.rms_norm import reference as rms_norm_reference, rms_norm
 
-# dtype of the result for (bfloat16 input, float32 weight) and the other way round → whose dtype a result has
+# Whose dtype a result has → its dtype for (bfloat16 input, float32 weight) and for the other way round.
 RESULT_DTYPES = {
-    (torch.float32, torch.float32): "wider",
-    (torch.bfloat16, torch.float32): "input",
-    (torch.float32, torch.bfloat16): "weight",
+    "input": (torch.bfloat16, torch.float32),
+    "wider": (torch.float32, torch.float32),
+    "weight": (torch.float32, torch.bfloat16),
 }
 
 
-class RMSNorm(Swapped):
-    """RMSNorm under the attribute names of the module it is put over."""
+class Norm(Swapped):
+    """A norm under the attribute names of the module it is put over."""
 
-    eps_name: str
     weight: torch.Tensor
-    weight_offset: float
+    eps_name: str
     result: str  # whose dtype the result has, where input and weight differ
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        weight, eps, offset = self.weight, getattr(self, self.eps_name), self.weight_offset
+        weight, bias, eps = self.weight, self._parameters.get("bias"), getattr(self, self.eps_name)
         if x.dtype is weight.dtype or (self.result == "input" and weight.dtype is torch.float32):
-            return rms_norm(x, weight, eps, weight_offset=offset)
+            return self.norm(x, weight, bias, eps)
         wide = torch.promote_types(x.dtype, weight.dtype)
-        y = rms_norm(x.to(wide), weight.to(wide), eps, weight_offset=offset)
+        y = self.norm(x.to(wide), weight.to(wide), None if bias is None else bias.to(wide), eps)
         return y.to({"wider": wide, "input": x.dtype, "weight": weight.dtype}[self.result])
+
+    def norm(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, eps: float) -> torch.Tensor:
+        raise NotImplementedError
+
+
+class RMSNorm(Norm):
+    weight_offset: float
+
+    def norm(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, eps: float) -> torch.Tensor:
+        return rms_norm(x, weight, eps, weight_offset=self.weight_offset)
+
+
+@dataclass(frozen=True)
+class Formula:
+    """What a norm may compute: the op, and the op's reference in the arguments (x, weight, bias, eps)."""
+
+    op: str
+    mixin: type[Norm]
+    reference: Callable[..., tuple]
+    takes_bias: bool
+    attributes: dict[str, Any] = field(default_factory=dict)
+
+
+def _rms_norm(offset: float) -> Formula:
+    def reference(x: torch.Tensor, weight: torch.Tensor, bias: None, eps: float) -> tuple:
+        return rms_norm_reference.forward(x, weight, eps, offset)
+
+    return Formula("rms_norm", RMSNorm, reference, False, {"weight_offset": offset})
+
+
+FORMULAS = (
+    _rms_norm(0.0),
+    _rms_norm(1.0),  # Gemma stores the distance from one
+)
 
 
 def propose(module: nn.Module, model: nn.Module) -> Swap | str | None:
@@ -44,42 +81,54 @@ def propose(module: nn.Module, model: nn.Module) -> Swap | str | None:
     eps = getattr(module, eps_name)
     if weight is None or weight.dim() != 1 or weight.numel() == 0:
         return "it has no weight of one dimension"
-    if bias is not None:
-        return "there is no op yet for a norm with a bias"
     if not isinstance(eps, (int, float)):
         return f"its {eps_name} is {eps!r}, expected a number"
     if reason := probe.why_not([weight]):
         return reason
-    for offset in (0.0, 1.0):
-        if all(_computes(module, weight, eps, offset, dtype) for dtype in probe.dtypes(weight.dtype)):
-            result = RESULT_DTYPES.get(_result_dtypes(module, weight))
+    for formula in FORMULAS:
+        if bias is not None and not formula.takes_bias:
+            continue
+        if all(_computes(module, formula, eps, dtype) for dtype in probe.dtypes(weight.dtype)):
+            result = _result(module)
             if result is None:
-                return "it takes no input of another dtype than its weight's"
-            return Swap("rms_norm", RMSNorm, {"eps_name": eps_name, "weight_offset": offset, "result": result})
-    return "its forward is no RMS norm over the last dimension"
+                return "its results have neither the dtype of its input, nor of its weight, nor the wider of both"
+            return Swap(formula.op, formula.mixin, {"eps_name": eps_name, "result": result, **formula.attributes})
+    return f"its forward is no {' or '.join(dict.fromkeys(f.op for f in FORMULAS))} over the last dimension"
 
 
-def _computes(module: nn.Module, weight: torch.Tensor, eps: float, offset: float, dtype: torch.dtype) -> bool:
-    """Whether the module's forward is RMSNorm: on rows of any size, and on rows so small that epsilon decides."""
-    dim, device = weight.numel(), weight.device
-    w = probe.numbers(dim, seed=0, dtype=dtype, device=device)
-    twin = probe.twin(module, {"weight": w}, {})
+def _twin(module: nn.Module, dtype: torch.dtype) -> tuple[nn.Module, torch.Tensor, torch.Tensor | None]:
+    """The module on a random weight and bias, which come with it."""
+    weight = module._parameters["weight"]
+    assert weight is not None
+    drawn = {
+        name: probe.numbers(weight.numel(), seed=seed, dtype=dtype, device=weight.device)
+        for seed, name in enumerate(("weight", "bias"))
+        if module._parameters.get(name) is not None
+    }
+    return probe.twin(module, drawn, {}), drawn["weight"], drawn.get("bias")
+
+
+def _computes(module: nn.Module, formula: Formula, eps: float, dtype: torch.dtype) -> bool:
+    """Whether the module's forward is the formula: on rows of any size, and on rows so small that epsilon decides."""
+    twin, w, b = _twin(module, dtype)
     for scale in (3.0, max(eps, 1e-12) ** 0.5):
-        x = scale * probe.numbers(3, 2, dim, seed=1, dtype=dtype, device=device)
-        truth, _ = reference.forward(x.double(), w.double(), eps, offset)
-        rounded, _ = reference.forward(x, w, eps, offset)
-        given = probe.outcome(twin.forward, x)
-        # Llama rounds the normalised row, then its product with the weight.
-        if not probe.agrees(given, truth, rounded, roundings=2):
+        x = scale * probe.numbers(3, 2, w.numel(), seed=2, dtype=dtype, device=w.device)
+        truth, *_ = formula.reference(x.double(), w.double(), None if b is None else b.double(), eps)
+        rounded, *_ = formula.reference(x, w, b, eps)
+        # Llama rounds the normalised row, then its product with the weight; a bias is a third step.
+        if not probe.agrees(probe.outcome(twin.forward, x), truth, rounded, roundings=3):
             return False
     return True
 
 
-def _result_dtypes(module: nn.Module, weight: torch.Tensor) -> tuple:
-    """The dtypes of the results for (bfloat16 input, float32 weight) and (float32 input, bfloat16 weight)."""
+def _result(module: nn.Module) -> str | None:
+    """Whose dtype the module's result has. What it cannot compute, ours may."""
     found = []
     for x_dtype, dtype in ((torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)):
-        x = torch.ones(1, weight.numel(), dtype=x_dtype, device=weight.device)
-        twin = probe.twin(module, {"weight": torch.ones_like(weight, dtype=dtype)}, {})
-        found.append(getattr(probe.outcome(twin.forward, x), "dtype", None))
-    return tuple(found)
+        twin, w, _ = _twin(module, dtype)
+        result = probe.outcome(twin.forward, torch.ones(1, w.numel(), dtype=x_dtype, device=w.device))
+        found.append(getattr(result, "dtype", None))
+    for result, dtypes in RESULT_DTYPES.items():
+        if all(given in (None, dtype) for given, dtype in zip(found, dtypes, strict=True)):
+            return result
+    return None
