@@ -23,9 +23,9 @@ SWAPPED = {  # of two layers
     "Gemma 3": {"rms_norm": 13, "rope": 2},
     "Phi-3": {"rms_norm": 5, "swiglu": 2, "rope": 2},
     "OLMo 2": {"rms_norm": 9, "swiglu": 2, "rope": 2},
-    "GPT-2": {},
-    "BERT": {},
-    "Cohere": {"swiglu": 2, "rope": 2},
+    "GPT-2": {"layer_norm": 5},
+    "BERT": {"layer_norm": 6},
+    "Cohere": {"layer_norm": 3, "swiglu": 2, "rope": 2},
     "GLM": {"rms_norm": 5, "swiglu": 2, "rope": 2},
 }
 

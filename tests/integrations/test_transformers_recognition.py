@@ -90,7 +90,7 @@ def test_strangers_of_a_known_shape(make):
 def test_lookalikes_of_a_norm(make):
     module = make()
     module.weight.data.zero_()
-    assert one(module) == "its forward is no rms_norm over the last dimension"
+    assert one(module) == "its forward is no rms_norm or layer_norm over the last dimension"
     assert type(module) is make
 
 
@@ -104,6 +104,9 @@ def test_lookalikes_of_an_mlp():
 def test_torch_modules():
     assert one(nn.RMSNorm(8, eps=1e-5)) == "rms_norm"
     assert "expected a number" in one(nn.RMSNorm(8))
+    assert one(nn.LayerNorm(8)) == one(nn.LayerNorm(8, bias=False)) == "layer_norm"
+    assert "no weight" in one(nn.LayerNorm(8, elementwise_affine=False))
+    assert "one dimension" in one(nn.LayerNorm((2, 8)))
     ours = llmsys.accelerate(nn.Sequential(llmsys.nn.RMSNorm(8), llmsys.nn.MLP(8, 16)))
     assert not ours.swapped and not ours.left  # they run on these kernels as they are
 

@@ -1,4 +1,4 @@
-"""Norms: a weight, an epsilon, and a forward that computes what `rms_norm` computes."""
+"""Norms: a weight, an epsilon, and a forward that computes what `rms_norm` or `layer_norm` computes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import nn
 
 from llmsys.integrations.transformers import probe
 from llmsys.integrations.transformers.classes import Swap, Swapped
+from llmsys.ops.layer_norm import layer_norm, reference as layer_norm_reference
 from llmsys.ops.rms_norm import reference as rms_norm_reference, rms_norm
 
 # Whose dtype a result has → its dtype for (bfloat16 input, float32 weight) and for the other way round.
@@ -47,6 +48,11 @@ class RMSNorm(Norm):
         return rms_norm(x, weight, eps, weight_offset=self.weight_offset)
 
 
+class LayerNorm(Norm):
+    def norm(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, eps: float) -> torch.Tensor:
+        return layer_norm(x, weight, bias, eps)
+
+
 @dataclass(frozen=True)
 class Formula:
     """What a norm may compute: the op, and the op's reference in the arguments (x, weight, bias, eps)."""
@@ -68,6 +74,7 @@ def _rms_norm(offset: float) -> Formula:
 FORMULAS = (
     _rms_norm(0.0),
     _rms_norm(1.0),  # Gemma stores the distance from one
+    Formula("layer_norm", LayerNorm, layer_norm_reference.forward, True),
 )
 
 
