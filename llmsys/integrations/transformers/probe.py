@@ -33,7 +33,8 @@ def dtypes(own: torch.dtype) -> tuple[torch.dtype, ...]:
 def twin(module: nn.Module, tensors: dict[str, torch.Tensor], submodules: dict[str, nn.Module]) -> nn.Module:
     """`module` on other tensors and submodules, in evaluation, without hooks."""
     made = copy.copy(module)
-    made._parameters = {name: nn.Parameter(tensor, requires_grad=False) for name, tensor in tensors.items()}
+    drawn = {name: nn.Parameter(tensor, requires_grad=False) for name, tensor in tensors.items()}
+    made._parameters = {**dict.fromkeys(module._parameters), **drawn}
     made._modules = dict(submodules)
     made._forward_hooks, made._forward_pre_hooks = OrderedDict(), OrderedDict()
     made.training = False
