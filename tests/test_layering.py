@@ -33,7 +33,7 @@ ARROWS = {
     "doctor": KERNEL_ROOMS | {"_C"},
     "cli": KERNEL_ROOMS | {"train", "infer", "evaluate", "align", "doctor"},
     "__main__": {"cli"},
-    "__init__": {"memory", "nn", "ops", "optim"},
+    "__init__": {"integrations", "memory", "nn", "ops", "optim"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

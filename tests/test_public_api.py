@@ -13,7 +13,13 @@ import llmsys
 
 ROOMS = {"memory", "nn", "ops", "optim"}
 OP_TESTS = [import_module(f"tests.ops.{path.stem}") for path in sorted(Path(__file__).parent.glob("ops/test_*.py"))]
-SURFACE = {"Explanation": None, "explain": "(op, *args)", "use": "(**implementations)"}
+SURFACE = {
+    "Explanation": None,
+    "accelerate": "(model, *, only=None, exclude=())",
+    "explain": "(op, *args)",
+    "restore": "(model)",
+    "use": "(**implementations)",
+}
 for module in OP_TESTS:
     SURFACE |= getattr(module, "SURFACE", {})
 

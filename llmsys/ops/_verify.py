@@ -67,7 +67,7 @@ def verify(
         ours = dict(run(op, implementation, args, seed, dtype, layout, only))
         for name, true in truth.items():
             worst.setdefault(name, []).append((ours[name], same[name], true))
-    return [_judge(name, triples) for name, triples in worst.items()]
+    return [judge(name, triples) for name, triples in worst.items()]
 
 
 def run(
@@ -139,7 +139,8 @@ def _each(change: Layout, args: tuple) -> tuple:
     return tuple(changed(arg) for arg in args)
 
 
-def _judge(name: str, triples: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> Verdict:
+def judge(name: str, triples: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> Verdict:
+    """The rule: how far the first tensors of (ours, the reference's in the same dtype, the truth) are from the last."""
     dtype = triples[0][0].dtype
     ours, same, true = (
         torch.cat([t.double().flatten().cpu() for t in column]) for column in zip(*triples, strict=True)
