@@ -13,18 +13,19 @@ be None, and has a gradient where it is not. A backward that takes `bool needs_d
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
 
 import torch
 
 from llmsys import env
+from llmsys.ops._impl import Explanation, Impl, first_tensor, triton
 from llmsys.ops._schema import Schema
+
+__all__ = ["Explanation", "Impl", "ListOp", "Op", "check_forced", "explain", "get", "names", "triton", "use"]
 
 _library = torch.library.Library("llmsys", "FRAGMENT")
 _ops: dict[str, Op] = {}
@@ -34,66 +35,6 @@ _PLAIN = (torch.Tensor, torch.nn.Parameter)
 _is_compiling, _is_recording = torch.compiler.is_compiling, torch.is_grad_enabled
 _in_functorch = torch._C._are_functorch_transforms_active  # as torch.autograd.Function.apply asks it
 _EXPLAIN = env.explain_choices()
-
-
-@dataclass(frozen=True)
-class Impl:
-    """One way to compute an op, on tensors of `devices` (None: of any). `why_not(*args)` is None when it can run, else
-    one short reason.
-
-    `forward` and `backward` are pure functions of tensors with the op's schema as signature. Both take `out=`, which
-    their caller has checked: the large results are then written there. `infer`, where there is one, is `forward`
-    without what only a backward needs. `why_slower(*args)`, where there is one, is None or one short reason to leave
-    the call to an implementation further down the list; one that is forced runs all the same.
-    """
-
-    name: str
-    forward: Callable
-    backward: Callable | None = None
-    why_not: Callable[..., str | None] = lambda *args: None
-    devices: tuple[str, ...] | None = None
-    infer: Callable | None = None
-    why_slower: Callable[..., str | None] | None = None
-
-    def reason(self, device: str, args: tuple) -> str | None:
-        """Why this cannot run on `args`, which are on `device`; None when it can."""
-        if self.devices is not None and device not in self.devices:
-            return f"runs on {' and '.join(self.devices)} tensors, given {device}"
-        return self.why_not(*args)
-
-    def slower(self, args: tuple) -> str | None:
-        """Why another implementation is the better choice for `args`; None when this one is."""
-        return None if self.why_slower is None else self.why_slower(*args)
-
-
-def triton(module: str) -> Impl:
-    """The Triton implementation whose `forward` and `backward` are in `module`, which is imported at first use."""
-
-    def why_not(*args: Any) -> str | None:
-        if not env.has("triton"):
-            return "triton is not installed"
-        return "no kernel for torch.float64" if _first_tensor(args).dtype == torch.float64 else None
-
-    def call(name: str) -> Callable:
-        return lambda *args, **kwargs: getattr(importlib.import_module(module), name)(*args, **kwargs)
-
-    devices = ("cuda", "cpu") if env.triton_interpreted() else ("cuda",)
-    return Impl("triton", call("forward"), call("backward"), why_not, devices)
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """Which implementation of an op would run, and why those before it would not."""
-
-    op: str
-    chosen: str | None
-    reasons: dict[str, str | None]  # implementation → None when it can run, else why not
-
-    def __str__(self) -> str:
-        lines = [f"{self.op}: {self.chosen or 'nothing can run'}"]
-        for name, reason in self.reasons.items():
-            lines.append(f"  {name:<10} {'chosen' if name == self.chosen else reason or 'could run'}")
-        return "\n".join(lines)
 
 
 class _Candidates(dict):
@@ -145,7 +86,7 @@ class Op:
         forced = _forced.get(_from_environment)
         if forced and self.name in forced:
             return self._forced_implementation(forced[self.name], args)
-        first = args[0] if self._tensors else _first_tensor(args)
+        first = args[0] if self._tensors else first_tensor(args)
         for implementation in self._candidates["cpu" if first.is_cpu else first.device.type]:
             if implementation.why_not(*args) is None and implementation.slower(args) is None:
                 if _EXPLAIN and implementation.name not in self._explained:
@@ -157,7 +98,7 @@ class Op:
     def explain(self, *args: Any) -> Explanation:
         """Which implementation these arguments would get, without running it."""
         args = self.forward_schema.complete(self.name, args)
-        device = _first_tensor(args).device.type
+        device = first_tensor(args).device.type
         forced = _forced.get(_from_environment).get(self.name)
         reasons = {
             name: implementation.reason(device, args) or (forced is None and implementation.slower(args)) or None
@@ -169,7 +110,7 @@ class Op:
     def _forced_implementation(self, name: str, args: tuple) -> Impl:
         if name not in self.implementations:
             raise ValueError(f"llmsys.{self.name}: forced to {name!r}, expected one of {list(self.implementations)}")
-        reason = self.implementations[name].reason(_first_tensor(args).device.type, args)
+        reason = self.implementations[name].reason(first_tensor(args).device.type, args)
         if reason is not None:
             raise RuntimeError(f"llmsys.{self.name}: forced to {name!r}, which cannot run: {reason}")
         return self.implementations[name]
@@ -310,7 +251,7 @@ class Op:
         # gradient, which has its shape, dtype and device.
         assert self.backward_schema is not None
         known = dict(zip(self.backward_schema.names, args, strict=True))
-        first = _first_tensor(args)
+        first = first_tensor(args)
         backward = self.select(*[known.get(name, first) for name in self.forward_schema.names]).backward
         assert backward is not None
         return backward(*args)
@@ -354,15 +295,6 @@ def _picker(indices: list[int]) -> Callable[[tuple], tuple]:
     if len(indices) > 1:
         return itemgetter(*indices)
     return (lambda values: (values[indices[0]],)) if indices else (lambda values: ())
-
-
-def _first_tensor(args: tuple) -> torch.Tensor:
-    for arg in args:
-        if isinstance(arg, torch.Tensor):
-            return arg
-        if isinstance(arg, (list, tuple)) and arg:
-            return _first_tensor(tuple(arg))
-    raise AssertionError("an op has at least one tensor argument")
 
 
 def get(op: str) -> Op:
