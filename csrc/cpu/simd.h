@@ -163,6 +163,13 @@ LLMSYS_INLINE F32 from_bits(float16, U32 bits) {
 #endif
 }
 
+// One element, for the ends of loops.
+LLMSYS_INLINE float to_float(float value) { return value; }
+template <class Half>
+LLMSYS_INLINE float to_float(Half value) {
+  return from_bits(Half{}, U32{value.bits})[0];
+}
+
 // ---- loads and stores: any alignment; the `count` forms touch `count` elements only ----
 
 LLMSYS_INLINE F32 load(const float* p) {
