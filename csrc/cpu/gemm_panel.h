@@ -1,50 +1,90 @@
 // The innermost pieces of gemm.cpp: packing a panel of an operand, and multiplying two panels in registers.
 #pragma once
 
+#include <utility>
+
 #include "gemm.h"
 
 namespace llmsys::cpu::LLMSYS_ISA {
 
 // ---- packing: panel[k * kWidth + r] = element (r, k) in float32, zero for rows from `rows` on ----
 
+// Which lane of (a, b) goes to lane i: the instructions that machines have, with constants for the compiler to see.
+constexpr int low_ones(int i) { return (i % 2) * kLanes + i / 4 * 4 + i % 4 / 2; }  // a0 b0 a1 b1 of each four lanes
+constexpr int high_ones(int i) { return low_ones(i) + 2; }                          // a2 b2 a3 b3
+constexpr int low_twos(int i) { return i % 4 < 2 ? i : kLanes + i - 2; }            // a0 a1 b0 b1
+constexpr int high_twos(int i) { return i % 4 < 2 ? i + 2 : kLanes + i; }           // a2 a3 b2 b3
+template <int kStep>
+constexpr int low_runs(int i) {  // the even runs of kStep lanes, of a and b by turns
+  return i & kStep ? kLanes + (i ^ kStep) : i;
+}
+template <int kStep>
+constexpr int high_runs(int i) {  // the odd ones
+  return i & kStep ? kLanes + i : i ^ kStep;
+}
+
+template <int (*kLane)(int), int... i>
+LLMSYS_INLINE F32 shuffle(F32 a, F32 b, std::integer_sequence<int, i...>) {
+  return __builtin_shufflevector(a, b, kLane(i)...);
+}
+template <int (*kLane)(int)>
+LLMSYS_INLINE F32 shuffle(F32 a, F32 b) {
+  return shuffle<kLane>(a, b, std::make_integer_sequence<int, kLanes>());
+}
+
+// Exchanges rows and columns in blocks of kStep x kStep.
+template <int kStep>
+LLMSYS_INLINE void transpose_runs(F32 (&v)[kLanes]) {
+  if constexpr (kStep < kLanes) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) {
+      if (i & kStep) continue;
+      const F32 a = v[i], b = v[i + kStep];
+      v[i] = shuffle<low_runs<kStep>>(a, b);
+      v[i + kStep] = shuffle<high_runs<kStep>>(a, b);
+    }
+    transpose_runs<2 * kStep>(v);
+  }
+}
+
 // Exchanges rows and columns of kLanes vectors.
 LLMSYS_INLINE void transpose(F32 (&v)[kLanes]) {
-  typedef int32_t Index __attribute__((vector_size(LLMSYS_VECTOR_BYTES)));
-  // Step s exchanges bit s of the row number with bit s of the lane number.
-  for (int step = 1; step < kLanes; step *= 2) {
-    Index low, high;
-    for (int i = 0; i < kLanes; ++i) {
-      low[i] = i & step ? kLanes + (i ^ step) : i;
-      high[i] = i & step ? kLanes + i : i ^ step;
-    }
-    for (int i = 0; i < kLanes; ++i) {
-      if (i & step) continue;
-      const F32 a = v[i], b = v[i + step];
-      v[i] = __builtin_shuffle(a, b, low);
-      v[i + step] = __builtin_shuffle(a, b, high);
-    }
+#pragma GCC unroll 4
+  for (int i = 0; i < kLanes; i += 4) {
+    const F32 low01 = shuffle<low_ones>(v[i], v[i + 1]), high01 = shuffle<high_ones>(v[i], v[i + 1]);
+    const F32 low23 = shuffle<low_ones>(v[i + 2], v[i + 3]), high23 = shuffle<high_ones>(v[i + 2], v[i + 3]);
+    v[i] = shuffle<low_twos>(low01, low23);
+    v[i + 1] = shuffle<high_twos>(low01, low23);
+    v[i + 2] = shuffle<low_twos>(high01, high23);
+    v[i + 3] = shuffle<high_twos>(high01, high23);
   }
+  transpose_runs<4>(v);
 }
 
 // Rows whose elements lie side by side along k: blocks of kLanes x kLanes are transposed in registers.
 template <int kWidth, class T>
 void pack_along_k(const T* source, int64_t row_stride, int rows, int64_t depth, float* panel) {
   constexpr int kGroups = (kWidth + kLanes - 1) / kLanes;
-  int64_t k = 0;
-  for (; k + kLanes <= depth; k += kLanes) {
+  // A run of k reads whole cache lines of a group of rows before the next group's: rows that are a power of two apart
+  // fall into one set of the cache, which holds few lines.
+  constexpr int kRun = 64 / sizeof(T) > kLanes ? 64 / sizeof(T) : kLanes;
+  const int64_t whole = depth / kLanes * kLanes;
+  for (int64_t start = 0; start < whole; start += kRun) {
+    const int64_t end = start + kRun < whole ? start + kRun : whole;
     // A vector that sticks out of the panel's width is stored before the one that belongs there: groups from the last,
     // k upwards. What sticks out at the end is overwritten by the next panel, or falls into kPanelSlack.
-    for (int group = kGroups - 1; group >= 0; --group) {
-      F32 v[kLanes];
-      for (int i = 0; i < kLanes; ++i) {
-        const int row = group * kLanes + i;
-        v[i] = row < rows && row < kWidth ? load(source + row * row_stride + k) : F32{};
+    for (int group = kGroups - 1; group >= 0; --group)
+      for (int64_t k = start; k < end; k += kLanes) {
+        F32 v[kLanes];
+        for (int i = 0; i < kLanes; ++i) {
+          const int row = group * kLanes + i;
+          v[i] = row < rows && row < kWidth ? load(source + row * row_stride + k) : F32{};
+        }
+        transpose(v);
+        for (int i = 0; i < kLanes; ++i) store(panel + (k + i) * kWidth + group * kLanes, v[i]);
       }
-      transpose(v);
-      for (int i = 0; i < kLanes; ++i) store(panel + (k + i) * kWidth + group * kLanes, v[i]);
-    }
   }
-  for (; k < depth; ++k)
+  for (int64_t k = whole; k < depth; ++k)
     for (int row = 0; row < kWidth; ++row)
       panel[k * kWidth + row] = row < rows ? to_float(source[row * row_stride + k]) : 0.0f;
 }
