@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from llmsys import env
+from llmsys.ops.linear import reference
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,11 @@ def _rope(x, cos, sin, interleaved):
     pair = a * c - b * s, b * c + a * s
     rotated = torch.stack(pair, -1).flatten(-2) if interleaved else torch.cat(pair, -1)
     return torch.cat((rotated.to(x.dtype), rest), -1)
+
+
+def _linear(x, weight, bias, activation, residual):
+    y = reference.activate(F.linear(x, weight, bias), activation)
+    return y if residual is None else y + residual
 
 
 def _liger_rms_norm():
@@ -152,6 +158,7 @@ SWIGLU = (
     Peer("flash-attn", _flash_attn_swiglu, "flash_attn.ops.activations", "cuda"),
 )
 ROPE = (*torch_peers(_rope), Peer("flash-attn", _flash_attn_rope, "flash_attn.layers.rotary", "cuda"))
+LINEAR = torch_peers(_linear)
 # Here `build()` gives what makes an optimizer of parameters and options.
 ADAMW = (
     Peer("torch fused", lambda: partial(torch.optim.AdamW, fused=True)),

@@ -256,7 +256,7 @@ def _compiles(op: Op, cases: ModuleType) -> None:
             args = leaves(op, cases.inputs(shape, torch.float32))
             results = function(*args)
             results = results if isinstance(results, tuple) else (results,)
-            tensors = [args[i] for i in op.differentiable]
+            tensors = [args[i] for i in op.differentiable if args[i] is not None]
             given = [random(i, "cpu", (tuple(r.shape), r.dtype))[0] for i, r in enumerate(results)]
             outcomes.append([*results, *torch.autograd.grad(results, tensors, given)])
         for eager, traced in zip(*outcomes, strict=True):

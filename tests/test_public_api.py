@@ -13,6 +13,7 @@ SURFACE = {
     "add_rms_norm": "(x, residual, weight, eps=1e-06, *, weight_offset=0.0, out=None)",
     "explain": "(op, *args)",
     "grad_norm": "(tensors)",
+    "linear": "(x, weight, bias=None, *, activation=None, residual=None, out=None)",
     "memory": None,
     "nn": None,
     "ops": None,

@@ -75,10 +75,7 @@ struct Store {
   LLMSYS_INLINE void operator()(const Tile& tile) const {
     for_each_vector(tile, [&](int64_t row, int64_t col, F32 value, int count) {
       T* p = c + row * stride + col;
-      if (count == kLanes)
-        store(p, accumulate ? value + load(p) : value);
-      else
-        store(p, accumulate ? value + load(p, count) : value, count);
+      store_some(p, accumulate ? value + load_some(p, count) : value, count);
     });
   }
 };

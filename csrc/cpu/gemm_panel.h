@@ -133,28 +133,52 @@ void pack(const Operand& operand, int64_t num_rows, int64_t row, int64_t k, int6
 
 // ---- multiplying ----
 
-// tile = panel of A times panel of B, added to what the tile holds if `add`: partial sums are summed apart.
+// One k: a column of A times a row of B.
 template <int kRows>
-void multiply(int64_t depth, const float* a, const float* b, float* tile, bool add) {
-  F32 sum[kRows][kTileVectors];
+LLMSYS_INLINE void multiply_once(const float* a, const float* b, F32 (&sum)[kRows][kTileVectors]) {
+  F32 right[kTileVectors];
+  for (int v = 0; v < kTileVectors; ++v) right[v] = load(b + v * kLanes);
+  for (int r = 0; r < kRows; ++r) {
+    const F32 left = splat(a[r]);
+    for (int v = 0; v < kTileVectors; ++v) sum[r][v] = left * right[v] + sum[r][v];
+  }
+}
+
+template <int kRows>
+LLMSYS_INLINE void clear(F32 (&sum)[kRows][kTileVectors]) {
   for (int r = 0; r < kRows; ++r)
     for (int v = 0; v < kTileVectors; ++v) sum[r][v] = F32{};  // `= {}` would go through memory
-#pragma GCC unroll 4
-  for (int64_t k = 0; k < depth; ++k) {
-    F32 right[kTileVectors];
-    for (int v = 0; v < kTileVectors; ++v) right[v] = load(b + v * kLanes);
-    for (int r = 0; r < kRows; ++r) {
-      const F32 left = splat(a[r]);
-      for (int v = 0; v < kTileVectors; ++v) sum[r][v] = left * right[v] + sum[r][v];
-    }
-    a += kTileRows;
-    b += kTileCols;
-  }
+}
+
+template <int kRows>
+LLMSYS_INLINE void put(const F32 (&sum)[kRows][kTileVectors], float* tile, bool add) {
   for (int r = 0; r < kRows; ++r)
     for (int v = 0; v < kTileVectors; ++v) {
       float* p = tile + r * kTileCols + v * kLanes;
       store(p, add ? load(p) + sum[r][v] : sum[r][v]);
     }
+}
+
+// tile = panel of A times panel of B, added to what the tile holds if `add`. Sums leave the registers after each `run`
+// of k, a multiple of 8: the rounding errors of short runs, and of few of them, add up to less.
+template <int kRows>
+void multiply(int64_t depth, int64_t run, const float* a, const float* b, float* tile, bool add) {
+  F32 sum[kRows][kTileVectors];
+  for (; depth >= run; depth -= run) {
+    clear(sum);
+    for (int64_t i = 0; i < run; i += 8) {
+#pragma GCC unroll 8
+      for (int k = 0; k < 8; ++k) multiply_once(a + k * kTileRows, b + k * kTileCols, sum);
+      a += 8 * kTileRows;
+      b += 8 * kTileCols;
+    }
+    put(sum, tile, add);
+    add = true;
+  }
+  if (depth == 0 && add) return;
+  clear(sum);
+  for (; depth > 0; --depth, a += kTileRows, b += kTileCols) multiply_once(a, b, sum);
+  put(sum, tile, add);
 }
 
 }  // namespace llmsys::cpu::LLMSYS_ISA

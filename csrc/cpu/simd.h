@@ -212,6 +212,16 @@ LLMSYS_INLINE void store(T* p, F32 value, int count) {
   memcpy(p, lanes, count * sizeof(T));
 }
 
+// `count` elements, a whole vector in the common case.
+template <class T>
+LLMSYS_INLINE F32 load_some(const T* p, int count) {
+  return count == kLanes ? load(p) : load(p, count);
+}
+template <class T>
+LLMSYS_INLINE void store_some(T* p, F32 value, int count) {
+  count == kLanes ? store(p, value) : store(p, value, count);
+}
+
 // Stores a pair of vectors, past the caches when `kStream`: then p must be aligned to LLMSYS_VECTOR_BYTES.
 template <bool kStream, class Vector>
 LLMSYS_INLINE void store_vector(void* p, Vector value) {

@@ -6,7 +6,9 @@ The contract is a pair of schemas in the notation of `torch.library`:
     backward   (Tensor dy, Tensor x, Tensor weight, Tensor rstd, float eps) -> (Tensor dx, Tensor dweight)
 
 Everything else follows from the names. `y` is public because the backward takes its gradient `dy`; `rstd` is not: it is
-kept for the backward. What the backward asks for is saved; `dx` and `dweight` go to `x` and `weight`.
+kept for the backward. What the backward asks for is saved; `dx` and `dweight` go to `x` and `weight`. A `Tensor?` may
+be None, and has a gradient where it is not. A backward that takes `bool needs_dx` is told whether anyone waits for
+`dx`; where nobody does, what it returns there is dropped.
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ class Impl:
 
     `forward` and `backward` are pure functions of tensors with the op's schema as signature. Both take `out=`, which
     their caller has checked: the large results are then written there. `infer`, where there is one, is `forward`
-    without what only a backward needs.
+    without what only a backward needs. `why_slower(*args)`, where there is one, is None or one short reason to leave
+    the call to an implementation further down the list; one that is forced runs all the same.
     """
 
     name: str
@@ -49,12 +52,17 @@ class Impl:
     why_not: Callable[..., str | None] = lambda *args: None
     devices: tuple[str, ...] | None = None
     infer: Callable | None = None
+    why_slower: Callable[..., str | None] | None = None
 
     def reason(self, device: str, args: tuple) -> str | None:
         """Why this cannot run on `args`, which are on `device`; None when it can."""
         if self.devices is not None and device not in self.devices:
             return f"runs on {' and '.join(self.devices)} tensors, given {device}"
         return self.why_not(*args)
+
+    def slower(self, args: tuple) -> str | None:
+        """Why another implementation is the better choice for `args`; None when this one is."""
+        return None if self.why_slower is None else self.why_slower(*args)
 
 
 def triton(module: str) -> Impl:
@@ -111,7 +119,8 @@ class Op:
         forward: str,
         backward: str | None,
         implementations: list[Impl],
-        shared_gradients: dict[str, str] | None = None,  # {"residual": "dx"}: dx is residual's gradient as well
+        # {"residual": "dx"}: dx is residual's gradient as well; {"residual": "dy"}: it is what arrives at y
+        shared_gradients: dict[str, str] | None = None,
     ) -> None:
         self.name = name
         self.implementations = {implementation.name: implementation for implementation in implementations}
@@ -119,8 +128,9 @@ class Op:
         self.backward_schema = Schema(backward) if backward else None
         self._candidates = _Candidates(implementations)
         self._explained: set[str] = set()
-        self.written = [i for i, argument in enumerate(self.forward_schema.arguments) if argument.written]
-        self._tensors = [i for i, argument in enumerate(self.forward_schema.arguments) if argument.type == "Tensor"]
+        arguments = self.forward_schema.arguments
+        self.written = [i for i, argument in enumerate(arguments) if argument.written]
+        self._tensors = [i for i, argument in enumerate(arguments) if argument.type in ("Tensor", "Tensor?")]
         self.differentiable: list[int] = []  # the arguments that get a gradient
         _ops[name] = self
         self._define_node()
@@ -136,7 +146,7 @@ class Op:
             return self._forced_implementation(forced[self.name], args)
         first = args[0] if self._tensors else _first_tensor(args)
         for implementation in self._candidates["cpu" if first.is_cpu else first.device.type]:
-            if implementation.why_not(*args) is None:
+            if implementation.why_not(*args) is None and implementation.slower(args) is None:
                 if _EXPLAIN and implementation.name not in self._explained:
                     self._explained.add(implementation.name)
                     print(self.explain(*args))
@@ -147,8 +157,11 @@ class Op:
         """Which implementation these arguments would get, without running it."""
         args = self.forward_schema.complete(self.name, args)
         device = _first_tensor(args).device.type
-        reasons = {name: implementation.reason(device, args) for name, implementation in self.implementations.items()}
         forced = _forced.get(_from_environment).get(self.name)
+        reasons = {
+            name: implementation.reason(device, args) or (forced is None and implementation.slower(args)) or None
+            for name, implementation in self.implementations.items()
+        }
         can_run = (name for name, reason in reasons.items() if reason is None and forced in (None, name))
         return Explanation(self.name, next(can_run, None), reasons)
 
@@ -167,8 +180,9 @@ class Op:
         needs_grad, plain = False, True
         for i in self._tensors:
             tensor = args[i]
-            needs_grad = needs_grad or tensor.requires_grad
-            plain = plain and type(tensor) in _PLAIN
+            if tensor is not None:
+                needs_grad = needs_grad or tensor.requires_grad
+                plain = plain and type(tensor) in _PLAIN
         if not plain or _is_compiling():  # a subclass, or a graph that is traced: both know what a node is
             if out is not None:
                 raise ValueError(
@@ -205,7 +219,8 @@ class Op:
         self.num_public = sum(f"d{name}" in backward.names for name in forward.results)
         sources = {name: i for i, name in enumerate((*forward.names, *forward.results))}
         gradients = {f"d{name}": i for i, name in enumerate(forward.results)}
-        # For each argument of the backward: the gradient of a result, a saved tensor, or a constant.
+        # For each argument of the backward: the gradient of a result, a saved tensor, a constant, or whether a gradient
+        # is needed.
         self._backward_plan: list[tuple[str, int]] = []
         self._saved: list[int] = []
         self._constants: list[int] = []
@@ -217,11 +232,13 @@ class Op:
             elif argument.type == "Tensor":
                 self._backward_plan.append(("saved", len(self._saved)))
                 self._saved.append(sources[argument.name])
+            elif argument.name.startswith("needs_d"):
+                self._backward_plan.append(("needed", sources[argument.name.removeprefix("needs_d")]))
             else:
                 self._backward_plan.append(("constant", len(self._constants)))
                 self._constants.append(sources[argument.name])
-        # For each argument of the forward: which result of the backward is its gradient.
-        received = {name: i for i, name in enumerate(backward.results)}
+        # For each argument of the forward: which is its gradient, of the backward's results and then those that arrive.
+        received = {name: i for i, name in enumerate((*backward.results, *gradients))}
         self._gradient_of = [received.get(shared_gradients.get(name, f"d{name}")) for name in forward.names]
         self.differentiable = [i for i, gradient in enumerate(self._gradient_of) if gradient is not None]
         # Past Function.apply's own wrapper, a third of its cost: that is for functorch, which __call__ has ruled out.
@@ -229,7 +246,7 @@ class Op:
         self._record = super(torch.autograd.Function, function).apply  # type: ignore[misc]
         torch.library.register_autograd(
             f"llmsys::{self.name}",
-            lambda ctx, *grads: self._backward(ctx, grads, self.backward_node),
+            lambda ctx, *grads: self._backward(ctx, grads, self.backward_node, ctx.needs_input_grad),
             setup_context=lambda ctx, inputs, output: self._save(ctx, inputs, output),
             lib=_library,
         )
@@ -242,7 +259,7 @@ class Op:
         if self.num_public > 1:  # a result that nothing reads gets no gradient: remember the zeros that it stands for
             ctx.likes = [(result.shape, result.dtype, result.device) for result in results[: self.num_public]]
 
-    def _backward(self, ctx: Any, grads: tuple, run: Callable) -> tuple:
+    def _backward(self, ctx: Any, grads: tuple, run: Callable, needed: tuple[bool, ...]) -> tuple:
         if all(grad is None for grad in grads):
             return (None,) * len(self._gradient_of)
         saved, args = ctx.saved_tensors, []
@@ -251,14 +268,18 @@ class Op:
                 args.append(saved[i])
             elif kind == "constant":
                 args.append(ctx.constants[i])
+            elif kind == "needed":
+                args.append(needed[i])
             elif kind == "grad" and grads[i] is None:
                 shape, dtype, device = ctx.likes[i]
                 args.append(torch.zeros(shape, dtype=dtype, device=device))
             else:
                 args.append(grads[i])
         results = run(*args)
-        results = results if isinstance(results, (tuple, list)) else (results,)
-        return tuple(None if i is None else results[i] for i in self._gradient_of)
+        results = (*results, *grads) if isinstance(results, (tuple, list)) else (results, *grads)
+        return tuple(
+            results[i] if i is not None and need else None for i, need in zip(self._gradient_of, needed, strict=True)
+        )
 
     # ---- torch.library node ----
 
@@ -322,7 +343,7 @@ class _Function(torch.autograd.Function):
         op = ctx.op
         # create_graph=True: only the reference's formula can itself be differentiated.
         implementation = op.implementations["reference"] if torch.is_grad_enabled() else ctx.implementation
-        return None, None, *op._backward(ctx, grads, implementation.backward)
+        return None, None, *op._backward(ctx, grads, implementation.backward, ctx.needs_input_grad[2:])
 
 
 def _first_tensor(args: tuple) -> torch.Tensor:

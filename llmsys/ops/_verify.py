@@ -87,8 +87,9 @@ def run(
         yield from _run_list(op, implementation, args, layout)
         return
     args = leaves(op, args)
-    tensors = [args[i] for i in op.differentiable]
-    names = [f"d{op.forward_schema.names[i]}" for i in op.differentiable]
+    given_here = [i for i in op.differentiable if args[i] is not None]
+    tensors = [args[i] for i in given_here]
+    names = [f"d{op.forward_schema.names[i]}" for i in given_here]
     with use(**{op.name: implementation}):
         results = op(*args)
         results = results if isinstance(results, tuple) else (results,)
