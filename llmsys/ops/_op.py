@@ -229,7 +229,7 @@ class Op:
                 self._backward_plan.append(
                     ("optional" if argument.type == "Tensor?" else "grad", gradients[argument.name])
                 )
-            elif argument.type == "Tensor":
+            elif argument.type in ("Tensor", "Tensor?"):
                 self._backward_plan.append(("saved", len(self._saved)))
                 self._saved.append(sources[argument.name])
             elif argument.name.startswith("needs_d"):

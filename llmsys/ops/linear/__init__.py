@@ -12,8 +12,8 @@ OP = Op(
     "linear",
     forward="(Tensor x, Tensor weight, Tensor? bias=None, str? activation=None, Tensor? residual=None)"
     " -> (Tensor y, Tensor pre)",
-    backward="(Tensor dy, Tensor x, Tensor weight, Tensor pre, str? activation, bool needs_dx, bool needs_dweight, "
-    "bool needs_dbias) -> (Tensor dx, Tensor dweight, Tensor dbias)",
+    backward="(Tensor dy, Tensor x, Tensor weight, Tensor? bias, Tensor pre, str? activation, bool needs_dx, "
+    "bool needs_dweight, bool needs_dbias) -> (Tensor dx, Tensor dweight, Tensor dbias)",
     implementations=[
         native.CPU,
         Impl("torch", torch_gemm.forward, torch_gemm.backward, torch_gemm.why_not),

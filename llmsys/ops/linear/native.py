@@ -54,6 +54,7 @@ def implementation(kernels: Kernels) -> Impl:
         dy: torch.Tensor,
         x: torch.Tensor,
         weight: torch.Tensor,
+        bias: torch.Tensor | None,
         pre: torch.Tensor,
         activation: str | None,
         needs_dx: bool,

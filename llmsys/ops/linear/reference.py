@@ -42,6 +42,11 @@ def slope(z: Wide, activation: str | None) -> Wide:
     return torch.ones_like(z)
 
 
+def _product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, wide: torch.dtype) -> Wide:
+    z = torch.matmul(x.to(wide), weight.to(wide).t())
+    return z if bias is None else z + bias.to(wide)
+
+
 def forward(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -52,9 +57,7 @@ def forward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(y, pre): see `llmsys.linear`; pre is what the activation is applied to, without elements where there is none."""
     wide = torch.promote_types(x.dtype, torch.float32)
-    z = torch.matmul(x.to(wide), weight.to(wide).t())
-    if bias is not None:
-        z = z + bias.to(wide)
+    z = _product(x, weight, bias, wide)
     pre = x.new_empty(0) if activation is None else z.to(x.dtype)
     y = activate(z, activation)
     if residual is not None:
@@ -67,6 +70,7 @@ def backward(
     dy: torch.Tensor,
     x: torch.Tensor,
     weight: torch.Tensor,
+    bias: torch.Tensor | None,
     pre: torch.Tensor,
     activation: str | None,
     needs_dx: bool,
@@ -74,10 +78,13 @@ def backward(
     needs_dbias: bool,
     out: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(dx, dweight, dbias), without elements where not needed; `out`, where given, is dx."""
+    """(dx, dweight, dbias), without elements where not needed; `out`, where given, is dx. Where a gradient is recorded,
+    `pre` is computed anew, so that this function can itself be differentiated."""
     wide = torch.promote_types(x.dtype, torch.float32)
     dz = dy.to(wide)
     if activation is not None:
+        if torch.is_grad_enabled():
+            pre = _product(x, weight, bias, wide).to(x.dtype)
         dz = dz * slope(pre.to(wide), activation)
     rows = dz.reshape(-1, weight.shape[0])
     nothing = x.new_empty(0)

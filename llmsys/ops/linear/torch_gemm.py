@@ -46,6 +46,7 @@ def backward(
     dy: torch.Tensor,
     x: torch.Tensor,
     weight: torch.Tensor,
+    bias: torch.Tensor | None,
     pre: torch.Tensor,
     activation: str | None,
     needs_dx: bool,
