@@ -79,6 +79,16 @@ def rope(direction: str, heads: int, head_dim: int, dtype: torch.dtype, layout: 
     getattr(triton_kernels, direction)(x, table, table, layout == "interleaved")
 
 
+def linear(direction: str, rows: int, dim: int, dtype: torch.dtype, activation: str) -> None:
+    triton_kernels = import_module("llmsys.ops.linear.triton_kernels")
+    x, weight, bias = meta(rows, dim, dtype=dtype), meta(2 * dim, dim, dtype=dtype), meta(2 * dim, dtype=dtype)
+    y = meta(rows, 2 * dim, dtype=dtype)
+    if direction == "forward":
+        triton_kernels.forward(x, weight, bias, activation, y)
+    else:
+        triton_kernels.backward(y, x, weight, bias, y, activation, True, True, True)
+
+
 def adamw(param_dtype: torch.dtype, grad_dtype: torch.dtype, master: bool) -> None:
     triton_kernels = import_module("llmsys.ops.adamw.triton_kernels")
     wide = [meta(10_000, dtype=FLOAT32)] * 100
@@ -115,6 +125,9 @@ def _cases() -> dict[str, Callable[[], None]]:
         for layout, dtype in product(("halves", "interleaved"), (BFLOAT16, FLOAT32)):
             add(rope, direction, 32, 128, dtype, layout, 128)
         add(rope, direction, 8, 256, BFLOAT16, "halves", 64)
+        for dim, dtype in product((4096, 4097), (BFLOAT16, FLOAT32)):
+            add(linear, direction, 2048, dim, dtype, "silu")
+        add(linear, direction, 1, 1, FLOAT32, "relu2")
     add(adamw, FLOAT32, FLOAT32, False)
     add(adamw, BFLOAT16, BFLOAT16, True)
     add(adamw, BFLOAT16, FLOAT32, False)

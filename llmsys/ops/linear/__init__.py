@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from llmsys.ops import _check
-from llmsys.ops._op import Impl, Op
+from llmsys.ops._op import Impl, Op, triton
 from llmsys.ops.linear import native, reference, torch_gemm
 
 OP = Op(
@@ -17,6 +17,7 @@ OP = Op(
     implementations=[
         native.CPU,
         Impl("torch", torch_gemm.forward, torch_gemm.backward, torch_gemm.why_not),
+        triton("llmsys.ops.linear.triton_kernels"),
         Impl("reference", reference.forward, reference.backward),
     ],
     shared_gradients={"residual": "dy"},
