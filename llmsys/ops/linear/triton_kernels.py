@@ -1,4 +1,4 @@
-"""Linear in Triton: one GEMM kernel for forward, dx and dweight, which differ in strides and in what follows the sum."""
+"""Linear in Triton: one GEMM kernel for forward, dx and dweight, which differ in strides and in what follows."""
 
 from __future__ import annotations
 
