@@ -47,6 +47,9 @@ void bind_cpu(py::module_ cpu) {
   cpu.def("isas", available_isas, "The instruction sets that this machine can run, least first.");
   cpu.def("select_isa", select_isa, "Use this instruction set from now on.");
   cpu.def("threads", llmsys::cpu::max_threads, "Threads that a kernel may use now.");
+  cpu.def(
+      "matrix_unit", [](int dtype) { return llmsys::cpu::matrix_unit(llmsys::DType(dtype)); },
+      "The instructions that multiply matrices of this element type faster than float32, or None.");
   cpu.def("last_level_cache_bytes", llmsys::cpu::last_level_cache_bytes);
 }
 #endif

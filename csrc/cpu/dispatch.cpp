@@ -3,6 +3,10 @@
 #include <fstream>
 #include <string>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #if defined(_OPENMP)
 #include <omp.h>
 #endif
@@ -36,6 +40,20 @@ Isa chosen = best();
 Isa isa() { return chosen; }
 
 void select_isa(Isa isa) { chosen = isa; }
+
+const char* matrix_unit([[maybe_unused]] DType dtype) {
+#if defined(__x86_64__)
+  // By leaf 7 of cpuid: the names that compilers know are not the same from one to the next.
+  unsigned a = 0, b = 0, c = 0, d = 0, a1 = 0, d1 = 0;
+  __get_cpuid_count(7, 0, &a, &b, &c, &d);
+  if (a >= 1) __get_cpuid_count(7, 1, &a1, &b, &c, &d1);
+  const auto has = [](unsigned bits, int bit) { return (bits >> bit & 1) != 0; };
+  if (!has_isa(Isa::avx512)) return nullptr;
+  if (dtype == DType::bfloat16) return has(d, 22) ? "amx_bf16" : has(a1, 5) ? "avx512_bf16" : nullptr;
+  if (dtype == DType::float16) return has(a1, 21) ? "amx_fp16" : has(d, 23) ? "avx512_fp16" : nullptr;
+#endif
+  return nullptr;
+}
 
 int64_t last_level_cache_bytes() {
   // The kernel's own table: sysconf counts every cache of an AMD package as one.

@@ -182,6 +182,13 @@ LLMSYS_INLINE F32 from_bits(float16, U32 bits) {
 #endif
 }
 
+// One element, for the ends of loops.
+LLMSYS_INLINE float to_float(float value) { return value; }
+template <class Half>
+LLMSYS_INLINE float to_float(Half value) {
+  return from_bits(Half{}, U32{value.bits})[0];
+}
+
 // ---- loads and stores: any alignment; the `count` forms touch `count` elements only ----
 
 LLMSYS_INLINE F32 load(const float* p) {
@@ -222,6 +229,16 @@ LLMSYS_INLINE void store(T* p, F32 value, int count) {
   T lanes[kLanes];
   store(lanes, value);
   memcpy(p, lanes, count * sizeof(T));
+}
+
+// `count` elements, a whole vector in the common case.
+template <class T>
+LLMSYS_INLINE F32 load_some(const T* p, int count) {
+  return count == kLanes ? load(p) : load(p, count);
+}
+template <class T>
+LLMSYS_INLINE void store_some(T* p, F32 value, int count) {
+  count == kLanes ? store(p, value) : store(p, value, count);
 }
 
 // Stores a pair of vectors, past the caches when `kStream`: then p must be aligned to LLMSYS_VECTOR_BYTES.

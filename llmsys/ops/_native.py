@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from types import ModuleType
 
 import torch  # before _C, so that the process has one OpenMP runtime: torch's
@@ -24,6 +24,12 @@ DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # csrc/dtype.h
 
 if (_isa := env.forced_cpu_isa()) is not None:
     _C.cpu.select_isa(_isa)
+
+
+@cache
+def matrix_unit(dtype: torch.dtype) -> str | None:
+    """The instructions of this CPU that multiply matrices of `dtype` faster than float32; llmsys's GEMM uses none."""
+    return _C.cpu.matrix_unit(DTYPES[dtype]) if dtype in DTYPES else None
 
 
 @contextmanager

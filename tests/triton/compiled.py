@@ -87,6 +87,7 @@ def backward_args(op: Op, args: tuple) -> tuple:
     results = dict(zip(op.forward_schema.results, results if isinstance(results, tuple) else (results,), strict=True))
     known = {f"d{name}": tensor for name, tensor in results.items()}
     known |= results | dict(zip(op.forward_schema.names, args, strict=True))
+    known |= {name: True for name in op.backward_schema.names if name.startswith("needs_d")}
     return tuple(known[name] for name in op.backward_schema.names)
 
 

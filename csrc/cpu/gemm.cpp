@@ -1,0 +1,170 @@
+#include "gemm.h"
+
+#include <cstdlib>
+
+#include "dispatch.h"
+#include "gemm_panel.h"
+#include "parallel.h"
+
+namespace llmsys::cpu::LLMSYS_ISA {
+namespace {
+
+// ---- sizes of blocks ----
+
+// How far along K panels are packed at a time: one of B this long fills half of a first-level cache of 32 KiB.
+constexpr int64_t kMaxDepth = 256;
+// How long sums stay in registers: see `multiply`. Runs of 32 cost a tenth of the time, runs of 64 a thirtieth; where K
+// is short, PyTorch's own sums are the most exact, and the time matters least.
+constexpr int64_t run_of(int64_t depth) { return depth <= 512 ? 32 : 64; }
+// Rows of A packed at a time, for the second-level cache: 32 panels, 192 KiB on AVX2.
+constexpr int64_t kMaxPanelsA = 448 / kTileRows / 2;
+// Columns of B packed at a time, and sums of C kept, for the last-level cache: 2 and 4 MiB.
+constexpr int64_t kMaxCols = 2048;
+constexpr int64_t kMaxSums = int64_t(1) << 20;
+
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int64_t round_up(int64_t a, int64_t unit) { return ceil_div(a, unit) * unit; }
+
+// The size of equal blocks of whole units, none over `most`, that cover `size`.
+int64_t block_of(int64_t size, int64_t most, int64_t unit) {
+  return size > 0 ? round_up(ceil_div(size, ceil_div(size, most)), unit) : unit;
+}
+
+// ---- memory that each thread keeps ----
+
+class Buffer {
+ public:
+  float* at_least(int64_t size) {
+    if (size > size_) {
+      free(data_);
+      size_ = size;
+      data_ = static_cast<float*>(aligned_alloc(64, round_up(size * int64_t(sizeof(float)), 64)));
+      if (!data_) abort();  // a few MiB: as when a thread's stack cannot be had
+    }
+    return data_;
+  }
+  ~Buffer() { free(data_); }
+
+ private:
+  float* data_ = nullptr;
+  int64_t size_ = 0;
+};
+
+struct Buffers {
+  Buffer a, b, sums;
+};
+thread_local Buffers buffers;
+
+// ---- tiles ----
+
+using Multiply = void (*)(int64_t depth, int64_t run, const float* a, const float* b, float* tile, bool add);
+
+template <int... kRows>
+struct MultiplyByRows {
+  Multiply by_rows[sizeof...(kRows) + 1] = {nullptr, multiply<kRows>...};
+};
+#if LLMSYS_AVX512
+constexpr MultiplyByRows<1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14> kMultiply;
+#else
+constexpr MultiplyByRows<1, 2, 3, 4, 5, 6> kMultiply;
+#endif
+
+// The rectangle of C that one thread computes.
+struct Rectangle {
+  int64_t row, row_end, col, col_end;
+};
+
+void multiply_rectangle(const Gemm& args, const Rectangle& part) {
+  const int64_t run = run_of(args.depth), depth_block = block_of(args.depth, kMaxDepth, run);
+  const bool one_pass = args.depth <= depth_block;
+  // Sums that stay from one run of K to the next limit the block of C; square blocks repack least.
+  const int64_t part_rows = part.row_end - part.row, part_cols = part.col_end - part.col;
+  const int64_t wide = part_rows * 2 * 1024 > kMaxSums ? 1024 : kMaxCols;
+  const int64_t block_cols = block_of(part_cols, one_pass ? kMaxCols : wide, kTileCols);
+  const int64_t block_rows = one_pass ? round_up(part_rows, kTileRows)
+                                      : block_of(part_rows, kMaxSums / block_cols / kTileRows * kTileRows, kTileRows);
+  const int64_t packed_rows = block_of(block_rows, kMaxPanelsA * kTileRows, kTileRows);
+  const bool b_used_once = packed_rows >= block_rows;
+
+  const int64_t panel_a = depth_block * kTileRows, panel_b = depth_block * kTileCols;
+  float* a = buffers.a.at_least(packed_rows * depth_block + kPanelSlack);
+  float* b = buffers.b.at_least((b_used_once ? 1 : block_cols / kTileCols) * panel_b + kPanelSlack);
+  float* sums = one_pass ? nullptr : buffers.sums.at_least(block_rows * block_cols);
+  alignas(64) float alone[kTileRows * kTileCols];
+
+  for (int64_t col0 = part.col; col0 < part.col_end; col0 += block_cols)
+    for (int64_t row0 = part.row; row0 < part.row_end; row0 += block_rows) {
+      const int64_t col1 = col0 + block_cols < part.col_end ? col0 + block_cols : part.col_end;
+      const int64_t row1 = row0 + block_rows < part.row_end ? row0 + block_rows : part.row_end;
+      int64_t k = 0;
+      do {
+        const int64_t depth = k + depth_block < args.depth ? depth_block : args.depth - k;
+        const bool first = k == 0, last = k + depth == args.depth;
+        for (int64_t i0 = row0; i0 < row1; i0 += packed_rows) {
+          const int64_t i1 = i0 + packed_rows < row1 ? i0 + packed_rows : row1;
+          for (int64_t i = i0; i < i1; i += kTileRows)
+            pack<kTileRows>(args.a, args.rows, i, k, depth, a + (i - i0) / kTileRows * panel_a);
+          for (int64_t j = col0; j < col1; j += kTileCols) {
+            // Packed when it is first needed, so that it is in the nearest cache then.
+            float* right = b_used_once ? b : b + (j - col0) / kTileCols * panel_b;
+            if (i0 == row0) pack<kTileCols>(args.b, args.cols, j, k, depth, right);
+            const int cols = int(col1 - j < kTileCols ? col1 - j : kTileCols);
+            float* tile = one_pass ? alone : sums + (j - col0) * block_rows + (i0 - row0) * kTileCols;
+            for (int64_t i = i0; i < i1; i += kTileRows) {
+              const int rows = int(i1 - i < kTileRows ? i1 - i : kTileRows);
+              kMultiply.by_rows[rows](depth, run, a + (i - i0) / kTileRows * panel_a, right, tile, !first);
+              if (last) args.finish(args.context, {tile, i, j, rows, cols});
+              if (!one_pass) tile += kTileRows * kTileCols;
+            }
+          }
+        }
+        k += depth;
+      } while (k < args.depth);
+    }
+}
+
+// ---- threads ----
+
+struct Grid {
+  int64_t rows, cols;
+};
+
+// How many rectangles to cut C into. The cost of one, a unit of K: the products of its tiles, and the packing of its
+// share of A and B, where an element costs what about ten products do.
+Grid cut(const Gemm& args, int64_t threads) {
+  const int64_t row_panels = ceil_div(args.rows, kTileRows), col_panels = ceil_div(args.cols, kTileCols);
+  Grid best = {1, 1};
+  int64_t least = INT64_MAX;
+  for (int64_t rows = 1; rows <= threads && rows <= row_panels; ++rows) {
+    const int64_t cols = threads / rows < col_panels ? threads / rows : col_panels;
+    const int64_t height = ceil_div(row_panels, rows) * kTileRows, width = ceil_div(col_panels, cols) * kTileCols;
+    const int64_t cost = height * width + 10 * (height + width);
+    if (cost < least) {
+      least = cost;
+      best = {rows, cols};
+    }
+  }
+  return best;
+}
+
+}  // namespace
+
+void gemm(const Gemm& args) {
+  if (args.rows <= 0 || args.cols <= 0) return;
+  // A thread's while: waking one costs some microseconds, in which this many products are summed.
+  const int64_t products = args.rows * args.cols * (args.depth > 0 ? args.depth : 1);
+  const int64_t useful = ceil_div(products, int64_t(1) << 18), threads = max_threads();
+  const Grid grid = cut(args, useful < threads ? useful : threads);
+  const int64_t row_panels = ceil_div(args.rows, kTileRows), col_panels = ceil_div(args.cols, kTileCols);
+  parallel_for(grid.rows * grid.cols, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t cell = begin; cell < end; ++cell) {
+      const int64_t i = cell / grid.cols, j = cell % grid.cols;
+      const int64_t row_end = row_panels * (i + 1) / grid.rows * kTileRows;
+      const int64_t col_end = col_panels * (j + 1) / grid.cols * kTileCols;
+      multiply_rectangle(args, {row_panels * i / grid.rows * kTileRows, row_end < args.rows ? row_end : args.rows,
+                                col_panels * j / grid.cols * kTileCols, col_end < args.cols ? col_end : args.cols});
+    }
+  });
+}
+
+}  // namespace llmsys::cpu::LLMSYS_ISA

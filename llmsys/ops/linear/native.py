@@ -1,0 +1,114 @@
+"""Linear on native kernels."""
+
+from __future__ import annotations
+
+import torch
+
+from llmsys.ops import _native
+from llmsys.ops._native import DTYPES, Kernels, rows_of
+from llmsys.ops._op import Impl
+from llmsys.ops.linear import torch_gemm
+
+ACTIVATIONS = {None: 0, "relu": 1, "relu2": 2, "silu": 3}  # csrc/linear.h
+
+
+def implementation(kernels: Kernels) -> Impl:
+    """Linear on `kernels`."""
+    launch, launch_backward = kernels.launch("linear_forward"), kernels.launch("linear_backward")
+
+    def forward(
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        activation: str | None,
+        residual: torch.Tensor | None,
+        out: torch.Tensor | None = None,
+        keep_pre: bool = True,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        cols, depth = weight.shape
+        rows = x.shape[:-1].numel()
+        y = torch.empty((*x.shape[:-1], cols), dtype=x.dtype) if out is None else out
+        pre = torch.empty_like(y) if keep_pre and activation is not None else torch.empty(0, dtype=x.dtype)
+        x, *x_strides = matrix_of(x)
+        weight, *weight_strides = matrix_of(weight)
+        bias = None if bias is None else bias.contiguous()
+        residual, residual_stride = (None, 0) if residual is None else rows_of(residual)
+        launch(
+            *(x.data_ptr(), weight.data_ptr(), _address(bias), _address(residual), y.data_ptr(), _address(pre)),
+            *(rows, cols, depth, *x_strides, *weight_strides, residual_stride),
+            *(ACTIVATIONS[activation], DTYPES[x.dtype]),
+        )
+        return y, pre
+
+    def infer(
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        activation: str | None,
+        residual: torch.Tensor | None,
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        return forward(x, weight, bias, activation, residual, out, keep_pre=False)[0]
+
+    def backward(
+        dy: torch.Tensor,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        pre: torch.Tensor,
+        activation: str | None,
+        needs_dx: bool,
+        needs_dweight: bool,
+        needs_dbias: bool,
+        out: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        cols, depth = weight.shape
+        rows = x.shape[:-1].numel()
+
+        def room(needed: bool, *shape: int) -> torch.Tensor:
+            return torch.empty(shape if needed else (0,), dtype=x.dtype)
+
+        dx = room(needs_dx, *x.shape) if out is None or not needs_dx else out
+        dweight, dbias = room(needs_dweight, cols, depth), room(needs_dbias, cols)
+        dz = room(activation is not None, rows, cols)
+        if activation is not None or needs_dbias:
+            dy, row_stride = rows_of(dy)
+            dy_strides = [row_stride, 1]
+        else:
+            dy, *dy_strides = matrix_of(dy)
+        x, *x_strides = matrix_of(x)
+        weight, *weight_strides = matrix_of(weight)
+        launch_backward(
+            *(dy.data_ptr(), x.data_ptr(), weight.data_ptr(), _address(pre), _address(dz)),
+            *(dx.data_ptr() if needs_dx else 0, dweight.data_ptr() if needs_dweight else 0),
+            *(dbias.data_ptr() if needs_dbias else 0, rows, cols, depth, *dy_strides, *x_strides, *weight_strides),
+            *(ACTIVATIONS[activation], DTYPES[x.dtype]),
+        )
+        return dx, dweight, dbias
+
+    def why_slower(x: torch.Tensor, weight: object, bias: object, activation: str | None, *args: object) -> str | None:
+        unit = _native.matrix_unit(x.dtype)
+        if unit is None or torch_gemm.rounds(x.dtype, activation):
+            return None
+        return f"PyTorch's GEMM is faster in {str(x.dtype).removeprefix('torch.')} on this CPU, which has {unit}"
+
+    return Impl(kernels.name, forward, backward, kernels.why_not, (kernels.device,), infer, why_slower)
+
+
+def matrix_of(x: torch.Tensor) -> tuple[torch.Tensor, int, int]:
+    """`x` as a matrix of its last dimension's rows, and the distances between rows and between columns, of which one is
+    1; a copy where the strides do not allow it.
+
+    Shapes     x (..., D), any strides
+    """
+    if x.dim() == 2 and x.stride(0) == 1:
+        return x, 1, x.stride(1)
+    x, row_stride = rows_of(x)
+    return x, row_stride, 1
+
+
+def _address(tensor: torch.Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+CPU: Impl = implementation(_native.CPU)
