@@ -1,6 +1,8 @@
 """Modules: parameters and initialisation around the functions of `llmsys.ops`."""
 
+from llmsys.nn.group_norm import GroupNorm
+from llmsys.nn.layer_norm import LayerNorm
 from llmsys.nn.mlp import MLP
 from llmsys.nn.rms_norm import RMSNorm
 
-__all__ = ["MLP", "RMSNorm"]
+__all__ = ["MLP", "GroupNorm", "LayerNorm", "RMSNorm"]
