@@ -5,7 +5,7 @@
 //   y[r, d] = (s[r, d] - mean[r]) * rstd[r] * weight[d] + bias[d], without what is null
 //
 // Source: Ba, Kiros & Hinton 2016, arXiv:1607.06450, eq. 4.
-// Rows are contiguous inside; `*_stride` is the distance between rows, in elements. Outputs are contiguous.
+// Rows are contiguous inside and lie as rows.h has it. Outputs are contiguous.
 #pragma once
 
 #include <cstdint>
@@ -24,7 +24,7 @@ struct LayerNormForward {
   float* mean;           // (rows,), or null when no backward follows
   float* rstd;           // (rows,); null exactly when mean is
   int64_t rows, dim;
-  int64_t x_stride, residual_stride;
+  int64_t inner, x_stride, x_outer_stride, residual_stride, residual_outer_stride;
   float eps;
   DType dtype, weight_dtype;  // weight_dtype is dtype or float32
 };
@@ -45,7 +45,7 @@ struct LayerNormBackward {
   float* dweight_parts;  // (chunks, dim) scratch; null exactly when dweight is
   float* dbias_parts;    // (chunks, dim) scratch; null exactly when dbias is
   int64_t rows, dim, chunks;
-  int64_t dy_stride, dsum_stride, s_stride;
+  int64_t inner, dy_stride, dy_outer_stride, dsum_stride, dsum_outer_stride, s_stride, s_outer_stride;
   DType dtype, weight_dtype;
 };
 

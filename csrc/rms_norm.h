@@ -5,7 +5,7 @@
 //   y[r, d] = s[r, d] * rstd[r] * (weight[d] + weight_offset)
 //
 // Source: Zhang & Sennrich 2019, arXiv:1910.07467, eq. 4.
-// Rows are contiguous inside; `*_stride` is the distance between rows, in elements. Outputs are contiguous.
+// Rows are contiguous inside and lie as rows.h has it. Outputs are contiguous.
 #pragma once
 
 #include <cstdint>
@@ -22,7 +22,7 @@ struct RMSNormForward {
   void* y;               // (rows, dim) dtype
   float* rstd;           // (rows,), or null when no backward follows
   int64_t rows, dim;
-  int64_t x_stride, residual_stride;
+  int64_t inner, x_stride, x_outer_stride, residual_stride, residual_outer_stride;
   float eps, weight_offset;
   DType dtype, weight_dtype;  // weight_dtype is dtype or float32
 };
@@ -39,7 +39,7 @@ struct RMSNormBackward {
   void* dweight;      // (dim,) weight_dtype
   float* partial;     // (chunks, dim) scratch
   int64_t rows, dim, chunks;
-  int64_t dy_stride, dsum_stride, s_stride;
+  int64_t inner, dy_stride, dy_outer_stride, dsum_stride, dsum_outer_stride, s_stride, s_outer_stride;
   float weight_offset;
   DType dtype, weight_dtype;
 };

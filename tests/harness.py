@@ -131,6 +131,23 @@ def expanded(tensor: torch.Tensor) -> torch.Tensor:
     return tensor[(slice(0, 1),) * (tensor.dim() - 1)].expand(tensor.shape)
 
 
+# Layouts of (B, T, H, K) that attention has; other tensors stay as they are.
+
+
+def heads_first(tensor: torch.Tensor) -> torch.Tensor:
+    """(B, H, T, K) in memory."""
+    return tensor.transpose(1, 2).contiguous().transpose(1, 2) if tensor.dim() == 4 else tensor
+
+
+def fused_projection(tensor: torch.Tensor) -> torch.Tensor:
+    """The middle third of a (B, T, 3, H, K) projection of q, k and v."""
+    if tensor.dim() != 4:
+        return tensor
+    projected = torch.full((*tensor.shape[:2], 3, *tensor.shape[2:]), float("nan"), dtype=tensor.dtype)
+    projected[:, :, 1] = tensor
+    return projected[:, :, 1]
+
+
 LAYOUTS = {"gapped": gapped, "transposed": transposed, "offset": offset, "expanded": expanded}
 
 

@@ -194,7 +194,7 @@ def test_launch_that_cuda_refuses():
     pointers = (ones.data_ptr(),) * 5
     with pytest.raises(RuntimeError, match=r"llmsys\.cuda\.rms_norm_backward: invalid configuration argument"):
         simt.module().cuda.rms_norm_backward(
-            0, pointers[0], 0, *pointers[:3], *pointers[:3], 1, 1, 2**31, 1, 0, 1, 0.0, 0, 0
+            0, pointers[0], 0, *pointers[:3], *pointers[:3], 1, 1, 2**31, 1, 0, 1, 0, 0, 0, 1, 0.0, 0, 0
         )
 
 

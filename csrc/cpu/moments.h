@@ -13,27 +13,32 @@ LLMSYS_INLINE F32 keep(F32 value, int count) {
   return load(lanes, count);
 }
 
+typedef double F64 __attribute__((vector_size(2 * LLMSYS_VECTOR_BYTES)));  // as many lanes as F32
+
 // Several sums over [0, size) at once, as sum_over: term(offset, blocks) and tail(offset, count, vectors) fill kSums of
-// each.
+// each. Runs are added up in double; short sums have runs of one block, as where every row is like the others an error
+// of one is the error of all.
 template <int kSums, class Term, class Tail>
 LLMSYS_INLINE void sums_over(int64_t size, double* sums, Term term, Tail tail) {
   constexpr int64_t kBlock = 2 * kLanes, kRun = 16 * kBlock;
-  F32 totals[kSums] = {};
+  const int64_t length = size <= kRun ? kBlock : kRun;
+  auto widened = [](F32 v) { return __builtin_convertvector(v, F64); };
+  F64 totals[kSums] = {};
   int64_t offset = 0;
   for (const int64_t whole = size - size % kBlock; offset < whole;) {
-    const int64_t end = whole - offset < kRun ? whole : offset + kRun;
+    const int64_t end = whole - offset < length ? whole : offset + length;
     Block run[kSums] = {};
     for (; offset < end; offset += kBlock) {
       Block terms[kSums];
       term(offset, terms);
       for (int i = 0; i < kSums; ++i) run[i] = {run[i].first + terms[i].first, run[i].second + terms[i].second};
     }
-    for (int i = 0; i < kSums; ++i) totals[i] = totals[i] + (run[i].first + run[i].second);
+    for (int i = 0; i < kSums; ++i) totals[i] += widened(run[i].first) + widened(run[i].second);
   }
   for (; offset < size; offset += kLanes) {
     F32 terms[kSums];
     tail(offset, size - offset < kLanes ? int(size - offset) : kLanes, terms);
-    for (int i = 0; i < kSums; ++i) totals[i] = totals[i] + terms[i];
+    for (int i = 0; i < kSums; ++i) totals[i] += widened(terms[i]);
   }
   for (int i = 0; i < kSums; ++i) {
     sums[i] = 0;

@@ -1,5 +1,6 @@
 #include "../rms_norm.h"
 
+#include "../rows.h"
 #include "dispatch.h"
 #include "norm.h"
 #include "stream.h"
@@ -46,14 +47,16 @@ void forward(const RMSNormForward& args) {
   const bool fits = prefetchable<T>(dim);
   parallel_for(args.rows, grain_of(2 * dim * sizeof(T)), [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
-      const T* s = x + row * args.x_stride;
+      const T* s = x + row_start(row, args.inner, args.x_stride, args.x_outer_stride);
       if (residual) {
-        add_row(s, residual + row * args.residual_stride, sum + row * dim, dim);
+        const int64_t start = row_start(row, args.inner, args.residual_stride, args.residual_outer_stride);
+        add_row(s, residual + start, sum + row * dim, dim);
         s = sum + row * dim;
       }
       const float rstd = float(1.0 / __builtin_sqrt(sum_of_squares(s, dim) / double(dim) + double(args.eps)));
       if (args.rstd) args.rstd[row] = rstd;
-      const T* next = x + (row + (row + 1 < end && fits)) * args.x_stride;
+      const int64_t next_row = row + (row + 1 < end && fits);
+      const T* next = x + row_start(next_row, args.inner, args.x_stride, args.x_outer_stride);
       scale_row<kStream>(s, weight, y + row * dim, dim, rstd, args.weight_offset, next);
     }
     if (kStream) stream_fence();
@@ -81,11 +84,14 @@ template <bool kStream, class T, class W>
 void backward_row(const RMSNormBackward& args, float* partial, int64_t row, int64_t next) {
   const int64_t dim = args.dim;
   const W* weight = static_cast<const W*>(args.weight);
-  const T* dy = static_cast<const T*>(args.dy) + row * args.dy_stride;
-  const T* s = static_cast<const T*>(args.s) + row * args.s_stride;
-  const T* dsum = args.dsum ? static_cast<const T*>(args.dsum) + row * args.dsum_stride : nullptr;
-  const T* next_dy = static_cast<const T*>(args.dy) + next * args.dy_stride;
-  const T* next_s = static_cast<const T*>(args.s) + next * args.s_stride;
+  auto dy_start = [&](int64_t row) { return row_start(row, args.inner, args.dy_stride, args.dy_outer_stride); };
+  auto s_start = [&](int64_t row) { return row_start(row, args.inner, args.s_stride, args.s_outer_stride); };
+  const T* dy = static_cast<const T*>(args.dy) + dy_start(row);
+  const T* s = static_cast<const T*>(args.s) + s_start(row);
+  const T* dsum = static_cast<const T*>(args.dsum);
+  if (dsum) dsum += row_start(row, args.inner, args.dsum_stride, args.dsum_outer_stride);
+  const T* next_dy = static_cast<const T*>(args.dy) + dy_start(next);
+  const T* next_s = static_cast<const T*>(args.s) + s_start(next);
   T* dx = static_cast<T*>(args.dx) + row * dim;
   const float rstd = args.rstd[row], weight_offset = args.weight_offset;
   constexpr Order kOrder = order_of<T>;

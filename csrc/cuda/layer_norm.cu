@@ -30,12 +30,15 @@ __global__ void __launch_bounds__(kMaxThreads, 1) forward_kernel(const LayerNorm
   for (int64_t first = int64_t(blockIdx.x) * blockDim.y; first < args.rows; first += int64_t(gridDim.x) * blockDim.y) {
     const int64_t row = first + threadIdx.y;
     const int64_t vectors = row < args.rows ? args.dim / kWidth : 0;
+    const T* x_row = x + row_start(row, args.inner, args.x_stride, args.x_outer_stride);
+    const T* residual_row =
+        residual ? residual + row_start(row, args.inner, args.residual_stride, args.residual_outer_stride) : nullptr;
     Vector<T, kWidth> held[kHeld];
     float total = 0.0f;
     for_each_vector<kHeld>(vectors, [&](int64_t v, int i) {
-      Vector<T, kWidth> s = load<kWidth>(x + row * args.x_stride + v * kWidth);
+      Vector<T, kWidth> s = load<kWidth>(x_row + v * kWidth);
       if (residual) {
-        const Vector<T, kWidth> added = load<kWidth>(residual + row * args.residual_stride + v * kWidth);
+        const Vector<T, kWidth> added = load<kWidth>(residual_row + v * kWidth);
         for (int k = 0; k < kWidth; ++k) s.set(k, s[k] + added[k]);
         store(sum + row * args.dim + v * kWidth, s);
       }
@@ -44,7 +47,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1) forward_kernel(const LayerNorm
     });
     const float mean = row_sum(total) / float(args.dim);
     // A thread reads again what it read or wrote itself: no barrier is needed.
-    const T* s_row = residual ? sum + row * args.dim : x + row * args.x_stride;
+    const T* s_row = residual ? sum + row * args.dim : x_row;
     float squares = 0.0f;
     for_each_vector<kHeld>(vectors, [&](int64_t v, int i) {
       const Vector<T, kWidth> s = i < kHeld ? held[i] : load<kWidth>(s_row + v * kWidth);
@@ -87,8 +90,9 @@ __global__ void __launch_bounds__(kMaxThreads, 1) backward_kernel(const LayerNor
   for (int64_t first = begin; first < end; first += blockDim.y) {
     const int64_t row = first + threadIdx.y;
     const int64_t vectors = row < end ? args.dim / kWidth : 0;
-    const T* dy_row = dy + row * args.dy_stride;
-    const T* s_row = s + row * args.s_stride;
+    const T* dy_row = dy + row_start(row, args.inner, args.dy_stride, args.dy_outer_stride);
+    const T* s_row = s + row_start(row, args.inner, args.s_stride, args.s_outer_stride);
+    const T* dsum_row = dsum ? dsum + row_start(row, args.inner, args.dsum_stride, args.dsum_outer_stride) : nullptr;
     const float mean = row < end ? args.mean[row] : 0.0f, rstd = row < end ? args.rstd[row] : 0.0f;
     Vector<T, kWidth> held_dy[kHeld], held_s[kHeld];
     float level = 0.0f, along = 0.0f;
@@ -108,7 +112,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1) backward_kernel(const LayerNor
       const Vector<T, kWidth> value = i < kHeld ? held_s[i] : load<kWidth>(s_row + v * kWidth);
       const Vector<W, kWidth> w = columns<kWidth>(weight, v, 1.0f);
       Vector<T, kWidth> direct{}, out;
-      if (dsum) direct = load<kWidth>(dsum + row * args.dsum_stride + v * kWidth);
+      if (dsum) direct = load<kWidth>(dsum_row + v * kWidth);
       for (int k = 0; k < kWidth; ++k) {
         const float xhat = (value[k] - mean) * rstd;
         out.set(k, (g[k] * w[k] - level - xhat * along) * rstd + direct[k]);
@@ -154,7 +158,8 @@ void layer_norm_forward(const LayerNormForward& args, void* stream) {
     using T = decltype(x);
     using W = decltype(weight);
     constexpr int kWidth = kFullWidth<T>;
-    const bool whole = (args.dim | args.x_stride | args.residual_stride) % kWidth == 0;
+    const bool whole = multiples_of<kWidth>(args.dim, args.x_stride, args.x_outer_stride, args.residual_stride,
+                                            args.residual_outer_stride);
     const bool vectors = whole && aligned(args.x, args.residual, args.weight, args.bias, args.sum, args.y);
     vectors ? forward<T, W, kWidth>(args, stream) : forward<T, W, 1>(args, stream);
   });
@@ -165,7 +170,8 @@ void layer_norm_backward(const LayerNormBackward& args, void* stream) {
     using T = decltype(x);
     using W = decltype(weight);
     constexpr int kWidth = kFullWidth<T>;
-    const bool whole = (args.dim | args.dy_stride | args.dsum_stride | args.s_stride) % kWidth == 0;
+    const bool whole = multiples_of<kWidth>(args.dim, args.dy_stride, args.dy_outer_stride, args.dsum_stride,
+                                            args.dsum_outer_stride, args.s_stride, args.s_outer_stride);
     const bool vectors =
         whole && aligned(args.dy, args.dsum, args.s, args.weight, args.dx, args.dweight_parts, args.dbias_parts);
     vectors ? backward<T, W, kWidth>(args, stream) : backward<T, W, 1>(args, stream);

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "../rows.h"
 #include "device.cuh"
 
 namespace llmsys::cuda {
@@ -20,6 +21,12 @@ __device__ void for_each_vector(int64_t vectors, Visit visit) {
     if (v < vectors) visit(v, i);
   }
   for (int64_t v = threadIdx.x + int64_t(kHeld) * blockDim.x; v < vectors; v += blockDim.x) visit(v, kHeld);
+}
+
+// Whether rows of these sizes and strides split into whole vectors.
+template <int kWidth, class... Sizes>
+bool multiples_of(Sizes... sizes) {
+  return ((sizes % kWidth == 0) && ...);
 }
 
 // Threads (x: of a row, y: rows at a time), such that a row fits the registers of its threads where it can.

@@ -1,7 +1,9 @@
 """Modules: parameters and initialisation around the functions of `llmsys.ops`."""
 
+from llmsys.nn.group_norm import GroupNorm
+from llmsys.nn.layer_norm import LayerNorm
 from llmsys.nn.linear import Linear
 from llmsys.nn.mlp import MLP
 from llmsys.nn.rms_norm import RMSNorm
 
-__all__ = ["MLP", "Linear", "RMSNorm"]
+__all__ = ["MLP", "GroupNorm", "LayerNorm", "Linear", "RMSNorm"]

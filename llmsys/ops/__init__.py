@@ -4,8 +4,11 @@ from llmsys import env as _env
 from llmsys.ops import _op
 from llmsys.ops._op import Explanation as Explanation, explain as explain, use as use
 from llmsys.ops.adamw import adamw as adamw
+from llmsys.ops.add_layer_norm import add_layer_norm as add_layer_norm
 from llmsys.ops.add_rms_norm import add_rms_norm as add_rms_norm
 from llmsys.ops.grad_norm import grad_norm as grad_norm
+from llmsys.ops.group_norm import group_norm as group_norm
+from llmsys.ops.l2_norm import l2_norm as l2_norm
 from llmsys.ops.layer_norm import layer_norm as layer_norm
 from llmsys.ops.linear import linear as linear
 from llmsys.ops.rms_norm import rms_norm as rms_norm

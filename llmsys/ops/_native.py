@@ -92,6 +92,28 @@ def rows_of(x: torch.Tensor) -> tuple[torch.Tensor, int]:
     return x.contiguous(), x.shape[-1]
 
 
+def grouped_rows(*tensors: torch.Tensor | None) -> tuple:
+    """`tensors` as rows at two distances: (inner, (tensor, stride, outer_stride), …). Row r of a tensor starts at
+    r // inner · outer_stride + r % inner · stride, as the heads of a fused projection do. A tensor that no two
+    distances fit is copied; one that is None lies at (None, 0, 0).
+
+    Shapes     tensors (..., D) of one shape, any strides
+    """
+    given = [tensor for tensor in tensors if tensor is not None]
+    inner = 1
+    if all(tensor.is_contiguous() for tensor in given):
+        rows = [(tensor, 0, tensor.shape[-1]) for tensor in given]
+    else:
+        given = [tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous() for tensor in given]
+        rows = [(tensor, 0, _pitch(tensor)) for tensor in given]
+        if any(pitch is None for _, _, pitch in rows):
+            inner = given[0].shape[-2]
+            given = [tensor if _pitch(tensor[..., 0, :]) is not None else tensor.contiguous() for tensor in given]
+            rows = [(tensor, tensor.stride(-2), _pitch(tensor[..., 0, :])) for tensor in given]
+    found = iter(rows)
+    return inner, *((None, 0, 0) if tensor is None else next(found) for tensor in tensors)
+
+
 def _pitch(x: torch.Tensor) -> int | None:
     """The one distance between consecutive rows of `x`, or None."""
     pitch, span = None, 0

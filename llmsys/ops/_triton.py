@@ -43,6 +43,12 @@ def store(pointer, value, mask):
     tl.store(pointer, rounded(value, pointer.dtype.element_ty), mask=mask)
 
 
+@triton.jit
+def row_start(row, inner, stride, outer_stride):
+    """Where rows at two distances start, as `llmsys.ops._native.grouped_rows` gives them."""
+    return row // inner * outer_stride + row % inner * stride
+
+
 def contiguous_like(x: torch.Tensor) -> torch.Tensor:
     """An output for the shape of `x`, whatever its strides."""
     return torch.empty_like(x, memory_format=torch.contiguous_format)

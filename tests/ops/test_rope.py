@@ -8,7 +8,7 @@ import torch
 from llmsys import explain, rope, rope_tables
 from llmsys.ops._verify import verify
 from llmsys.ops.rope import OP, cases
-from tests.harness import DTYPES, checks, runners, same_bits
+from tests.harness import DTYPES, checks, fused_projection, heads_first, runners, same_bits
 
 SURFACE = {
     "rope": "(x, cos, sin, *, interleaved=False, out=None)",
@@ -71,20 +71,6 @@ def test_half_rotates_as_interleaved_does(runner):
 
 
 # ---- layouts that attention has ----
-
-
-def heads_first(tensor: torch.Tensor) -> torch.Tensor:
-    """(B, H, T, K) in memory."""
-    return tensor.transpose(1, 2).contiguous().transpose(1, 2) if tensor.dim() == 4 else tensor
-
-
-def fused_projection(tensor: torch.Tensor) -> torch.Tensor:
-    """The middle third of a (B, T, 3, H, K) projection of q, k and v."""
-    if tensor.dim() != 4:
-        return tensor
-    projected = torch.full((*tensor.shape[:2], 3, *tensor.shape[2:]), float("nan"), dtype=tensor.dtype)
-    projected[:, :, 1] = tensor
-    return projected[:, :, 1]
 
 
 def token_of_tables(tensor: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from llmsys.ops import _native
-from llmsys.ops._native import DTYPES, Kernels, rows_of
+from llmsys.ops._native import DTYPES, Kernels, grouped_rows
 from llmsys.ops._op import Impl
 from llmsys.ops.rms_norm.native import backward_on
 
@@ -23,15 +23,16 @@ def implementation(kernels: Kernels) -> Impl:
         weight_offset: float,
         out: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        (x, x_stride), (residual, residual_stride) = rows_of(x), rows_of(residual)
+        y, sum_ = out or [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(2)]
+        inner, (x, *x_strides), (residual, *residual_strides) = grouped_rows(x, residual)
         weight = weight.contiguous()
-        y, sum_ = (torch.empty_like(x), torch.empty_like(x)) if out is None else out
         dim = x.shape[-1]
         rows = x.numel() // dim
         rstd = kernels.floats(rows, like=x)
         launch(
             *(x.data_ptr(), residual.data_ptr(), weight.data_ptr(), sum_.data_ptr(), y.data_ptr(), rstd.data_ptr()),
-            *(rows, dim, x_stride, residual_stride, eps, weight_offset, DTYPES[x.dtype], DTYPES[weight.dtype]),
+            *(rows, dim, inner, *x_strides, *residual_strides, eps, weight_offset),
+            *(DTYPES[x.dtype], DTYPES[weight.dtype]),
         )
         return y, sum_, rstd
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from llmsys.ops import _native
-from llmsys.ops._native import DTYPES, Kernels, rows_of
+from llmsys.ops._native import DTYPES, Kernels, grouped_rows
 from llmsys.ops._op import Impl
 from llmsys.ops.rms_norm.native import chunks_of
 
@@ -70,12 +70,12 @@ def forward_on(kernels: Kernels) -> Callable[..., None]:
         mean: torch.Tensor | None,
         rstd: torch.Tensor | None,
     ) -> None:
-        (x, x_stride), (residual, residual_stride) = rows_of(x), (None, 0) if residual is None else rows_of(residual)
+        inner, (x, *x_strides), (residual, *residual_strides) = grouped_rows(x, residual)
         weight, bias = contiguous(weight), contiguous(bias)
         dim = x.shape[-1]
         launch(
             *(x.data_ptr(), address(residual), address(weight), address(bias), address(sum), y.data_ptr()),
-            *(address(mean), address(rstd), x.numel() // dim, dim, x_stride, residual_stride, eps),
+            *(address(mean), address(rstd), x.numel() // dim, dim, inner, *x_strides, *residual_strides, eps),
             *(DTYPES[x.dtype], weight_type(x, weight, bias)),
         )
 
@@ -96,10 +96,9 @@ def backward_on(kernels: Kernels) -> Callable[..., tuple[torch.Tensor, torch.Ten
         rstd: torch.Tensor,
         out: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        (dy, dy_stride), (s, s_stride) = rows_of(dy), rows_of(s)
-        dsum, dsum_stride = (None, 0) if dsum is None else rows_of(dsum)
-        weight, bias, mean, rstd = contiguous(weight), contiguous(bias), mean.contiguous(), rstd.contiguous()
         dx = torch.empty_like(s, memory_format=torch.contiguous_format) if out is None else out
+        inner, (dy, *dy_strides), (dsum, *dsum_strides), (s, *s_strides) = grouped_rows(dy, dsum, s)
+        weight, bias, mean, rstd = contiguous(weight), contiguous(bias), mean.contiguous(), rstd.contiguous()
         rows, dim = rstd.numel(), s.shape[-1]
         chunks = chunks_of(rows)
         # For the parameters that are there: a gradient, and room for its sums of each chunk.
@@ -109,7 +108,8 @@ def backward_on(kernels: Kernels) -> Callable[..., tuple[torch.Tensor, torch.Ten
         launch(
             *(dy.data_ptr(), address(dsum), s.data_ptr(), address(weight), mean.data_ptr(), rstd.data_ptr()),
             *(dx.data_ptr(), address(dweight), address(dbias), address(dweight_parts), address(dbias_parts)),
-            *(rows, dim, chunks, dy_stride, dsum_stride, s_stride, DTYPES[s.dtype], weight_type(s, weight, bias)),
+            *(rows, dim, chunks, inner, *dy_strides, *dsum_strides, *s_strides),
+            *(DTYPES[s.dtype], weight_type(s, weight, bias)),
         )
         return dx, dweight, dbias
 

@@ -10,8 +10,8 @@ import torch
 import triton
 import triton.language as tl
 
-from llmsys.ops._native import rows_of
-from llmsys.ops._triton import contiguous_like, device_of, load, num_warps, rounded, store, to_float32
+from llmsys.ops._native import grouped_rows
+from llmsys.ops._triton import contiguous_like, device_of, load, num_warps, rounded, row_start, store, to_float32
 from llmsys.ops.layer_norm.native import contiguous
 from llmsys.ops.rms_norm.triton_kernels import (
     BACKWARD_WARPS_PER_SM,
@@ -50,8 +50,11 @@ def forward_kernel(
     rstd_ptr,
     rows,
     dim,
+    inner,
     x_stride,
+    x_outer_stride,
     residual_stride,
+    residual_outer_stride,
     eps,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
@@ -59,9 +62,9 @@ def forward_kernel(
     row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)[:, None]
     col = tl.arange(0, BLOCK_DIM)[None, :]
     mask = (row < rows) & (col < dim)
-    s = load(x_ptr + row * x_stride + col, mask)
+    s = load(x_ptr + row_start(row, inner, x_stride, x_outer_stride) + col, mask)
     if residual_ptr is not None:
-        s += load(residual_ptr + row * residual_stride + col, mask)
+        s += load(residual_ptr + row_start(row, inner, residual_stride, residual_outer_stride) + col, mask)
         s = to_float32(rounded(s, sum_ptr.dtype.element_ty))
         store(sum_ptr + row * dim + col, s, mask)
     mean = tl.sum(s, axis=1, keep_dims=True) / dim
@@ -84,17 +87,20 @@ def forward_looped_kernel(
     mean_ptr,
     rstd_ptr,
     dim,
+    inner,
     x_stride,
+    x_outer_stride,
     residual_stride,
+    residual_outer_stride,
     eps,
     BLOCK_DIM: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
-    x_ptr += row * x_stride
+    x_ptr += row_start(row, inner, x_stride, x_outer_stride)
     y_ptr += row * dim
     s_ptr = x_ptr
     if residual_ptr is not None:
-        residual_ptr += row * residual_stride
+        residual_ptr += row_start(row, inner, residual_stride, residual_outer_stride)
         sum_ptr += row * dim
         s_ptr = sum_ptr
     total = tl.zeros((BLOCK_DIM,), tl.float32)
@@ -137,9 +143,13 @@ def backward_kernel(
     rows,
     dim,
     chunk_rows,
+    inner,
     dy_stride,
+    dy_outer_stride,
     dsum_stride,
+    dsum_outer_stride,
     s_stride,
+    s_outer_stride,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
 ):
@@ -155,15 +165,15 @@ def backward_kernel(
         mask = (row < rows) & (col < dim)
         mean = tl.load(mean_ptr + row, mask=row < rows, other=0.0)
         rstd = tl.load(rstd_ptr + row, mask=row < rows, other=0.0)
-        dy = load(dy_ptr + row * dy_stride + col, mask)
-        xhat = (load(s_ptr + row * s_stride + col, mask) - mean) * rstd
+        dy = load(dy_ptr + row_start(row, inner, dy_stride, dy_outer_stride) + col, mask)
+        xhat = (load(s_ptr + row_start(row, inner, s_stride, s_outer_stride) + col, mask) - mean) * rstd
         weighted = dy * column(weight_ptr, col, dim, 1.0)
         level = tl.sum(weighted, axis=1, keep_dims=True) / dim
         along = tl.sum(weighted * xhat, axis=1, keep_dims=True) / dim
         if BLOCK_DIM > BACKWARD_RELOAD_DIM:
             tl.debug_barrier()  # else the compiler merges these loads with the first ones
-            dy = load(dy_ptr + row * dy_stride + col, mask)
-            xhat = (load(s_ptr + row * s_stride + col, mask) - mean) * rstd
+            dy = load(dy_ptr + row_start(row, inner, dy_stride, dy_outer_stride) + col, mask)
+            xhat = (load(s_ptr + row_start(row, inner, s_stride, s_outer_stride) + col, mask) - mean) * rstd
             weighted = dy * column(weight_ptr, col, dim, 1.0)
         if dweight_parts_ptr is not None:
             dweight += dy * xhat
@@ -171,7 +181,7 @@ def backward_kernel(
             dbias += dy
         dx = (weighted - level - xhat * along) * rstd
         if dsum_ptr is not None:
-            dx += load(dsum_ptr + row * dsum_stride + col, mask)
+            dx += load(dsum_ptr + row_start(row, inner, dsum_stride, dsum_outer_stride) + col, mask)
         store(dx_ptr + row * dim + col, dx, mask)
     flat_col = tl.arange(0, BLOCK_DIM)
     if dweight_parts_ptr is not None:
@@ -194,35 +204,41 @@ def backward_looped_kernel(
     rows,
     dim,
     chunk_rows,
+    inner,
     dy_stride,
+    dy_outer_stride,
     dsum_stride,
+    dsum_outer_stride,
     s_stride,
+    s_outer_stride,
     BLOCK_DIM: tl.constexpr,
 ):
     """One chunk, row by row. Its parts of dweight and dbias are summed in memory that no other program touches."""
     chunk = tl.program_id(0).to(tl.int64)
     first = chunk * chunk_rows
     for row in range(first, tl.minimum(first + chunk_rows, rows)):
+        dy_row_ptr = dy_ptr + row_start(row, inner, dy_stride, dy_outer_stride)
+        s_row_ptr = s_ptr + row_start(row, inner, s_stride, s_outer_stride)
         mean = tl.load(mean_ptr + row)
         rstd = tl.load(rstd_ptr + row)
         levels = tl.zeros((BLOCK_DIM,), tl.float32)
         dots = tl.zeros((BLOCK_DIM,), tl.float32)
         for start in range(0, dim, BLOCK_DIM):
             col = start + tl.arange(0, BLOCK_DIM)
-            weighted = load(dy_ptr + row * dy_stride + col, col < dim) * column(weight_ptr, col, dim, 1.0)
+            weighted = load(dy_row_ptr + col, col < dim) * column(weight_ptr, col, dim, 1.0)
             levels += weighted
-            dots += weighted * ((load(s_ptr + row * s_stride + col, col < dim) - mean) * rstd)
+            dots += weighted * ((load(s_row_ptr + col, col < dim) - mean) * rstd)
         level = tl.sum(levels, axis=0) / dim
         along = tl.sum(dots, axis=0) / dim
         tl.debug_barrier()  # the parts are read below by threads that may not have written them
         for start in range(0, dim, BLOCK_DIM):
             col = start + tl.arange(0, BLOCK_DIM)
             inside = col < dim
-            dy = load(dy_ptr + row * dy_stride + col, inside)
-            xhat = (load(s_ptr + row * s_stride + col, inside) - mean) * rstd
+            dy = load(dy_row_ptr + col, inside)
+            xhat = (load(s_row_ptr + col, inside) - mean) * rstd
             dx = (dy * column(weight_ptr, col, dim, 1.0) - level - xhat * along) * rstd
             if dsum_ptr is not None:
-                dx += load(dsum_ptr + row * dsum_stride + col, inside)
+                dx += load(dsum_ptr + row_start(row, inner, dsum_stride, dsum_outer_stride) + col, inside)
             store(dx_ptr + row * dim + col, dx, inside)
             part = chunk * dim + col
             if dweight_parts_ptr is not None:
@@ -267,12 +283,12 @@ def launch_forward(
     sum: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Fill `y`, and `sum` where there is a residual; return mean and rstd."""
-    (x, x_stride), weight, bias = rows_of(x), contiguous(weight), contiguous(bias)
-    residual, residual_stride = (None, 0) if residual is None else rows_of(residual)
+    inner, (x, *x_strides), (residual, *residual_strides) = grouped_rows(x, residual)
+    weight, bias = contiguous(weight), contiguous(bias)
     dim = x.shape[-1]
     rows = x.numel() // dim
     mean, rstd = (torch.empty(rows, dtype=torch.float32, device=x.device) for _ in range(2))
-    tensors, strides = (x, residual, weight, bias, sum, y, mean, rstd), (x_stride, residual_stride)
+    tensors, strides = (x, residual, weight, bias, sum, y, mean, rstd), (inner, *x_strides, *residual_strides)
     block_rows, block_dim = tile(dim)
     with device_of(x):
         if rows == 0:
@@ -297,8 +313,8 @@ def launch_backward(
     out: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """(dx, dweight, dbias)"""
-    (dy, dy_stride), (s, s_stride), weight, bias = rows_of(dy), rows_of(s), contiguous(weight), contiguous(bias)
-    dsum, dsum_stride = (None, 0) if dsum is None else rows_of(dsum)
+    inner, (dy, *dy_strides), (dsum, *dsum_strides), (s, *s_strides) = grouped_rows(dy, dsum, s)
+    weight, bias = contiguous(weight), contiguous(bias)
     dx = contiguous_like(s) if out is None else out
     rows, dim = rstd.numel(), s.shape[-1]
     dweight, dbias = (None if p is None else torch.zeros_like(p) for p in (weight, bias))
@@ -310,7 +326,7 @@ def launch_backward(
     parts = [
         None if p is None else torch.empty(chunks, dim, dtype=torch.float32, device=s.device) for p in (weight, bias)
     ]
-    tensors, strides = (dy, dsum, s, weight, mean, rstd, dx, *parts), (dy_stride, dsum_stride, s_stride)
+    tensors, strides = (dy, dsum, s, weight, mean, rstd, dx, *parts), (inner, *dy_strides, *dsum_strides, *s_strides)
     block_rows, block_dim = tile(dim)
     with device_of(s):
         if backward_loops(dim, s.dtype):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from llmsys.ops import _native
-from llmsys.ops._native import DTYPES, Kernels, rows_of
+from llmsys.ops._native import DTYPES, Kernels, grouped_rows
 from llmsys.ops._op import Impl
 
 
@@ -24,16 +24,18 @@ def implementation(kernels: Kernels) -> Impl:
 
     def run(x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float, out: torch.Tensor | None, rstd: int):
         if x.is_contiguous():
-            stride = x.shape[-1]
+            inner, stride, outer_stride = 1, 0, x.shape[-1]
+            y = torch.empty_like(x) if out is None else out
         else:
-            x, stride = rows_of(x)
+            y = torch.empty_like(x, memory_format=torch.contiguous_format) if out is None else out
+            inner, (x, stride, outer_stride) = grouped_rows(x)
         if not weight.is_contiguous():
             weight = weight.contiguous()
-        y = torch.empty_like(x) if out is None else out
         dim, type_, weight_type = x.shape[-1], DTYPES[x.dtype], DTYPES[weight.dtype]
         rows = x.numel() // dim
+        strides = (inner, stride, outer_stride, 0, 0)
         w = weight.data_ptr()
-        launch(x.data_ptr(), 0, w, 0, y.data_ptr(), rstd, rows, dim, stride, 0, eps, offset, type_, weight_type)
+        launch(x.data_ptr(), 0, w, 0, y.data_ptr(), rstd, rows, dim, *strides, eps, offset, type_, weight_type)
         return y
 
     def infer(
@@ -74,18 +76,17 @@ def backward_on(kernels: Kernels):
         offset: float,
         out: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        (dy, dy_stride), (s, s_stride) = rows_of(dy), rows_of(s)
-        dsum, dsum_stride = (None, 0) if dsum is None else rows_of(dsum)
+        dx = torch.empty_like(s, memory_format=torch.contiguous_format) if out is None else out
+        inner, (dy, *dy_strides), (dsum, *dsum_strides), (s, *s_strides) = grouped_rows(dy, dsum, s)
         weight, rstd = weight.contiguous(), rstd.contiguous()
-        dx = torch.empty_like(s) if out is None else out
         rows, dim = rstd.numel(), s.shape[-1]
         chunks = chunks_of(rows)
         partial = kernels.floats(chunks, dim, like=s)
         dweight = torch.empty_like(weight)
         launch(
             *(dy.data_ptr(), 0 if dsum is None else dsum.data_ptr(), s.data_ptr(), weight.data_ptr(), rstd.data_ptr()),
-            *(dx.data_ptr(), dweight.data_ptr(), partial.data_ptr(), rows, dim, chunks),
-            *(dy_stride, dsum_stride, s_stride, offset, DTYPES[s.dtype], DTYPES[weight.dtype]),
+            *(dx.data_ptr(), dweight.data_ptr(), partial.data_ptr(), rows, dim, chunks, inner),
+            *(*dy_strides, *dsum_strides, *s_strides, offset, DTYPES[s.dtype], DTYPES[weight.dtype]),
         )
         return dx, dweight
 

@@ -10,8 +10,8 @@ import torch
 import triton
 import triton.language as tl
 
-from llmsys.ops._native import rows_of
-from llmsys.ops._triton import contiguous_like, device_of, load, num_warps, rounded, store, to_float32
+from llmsys.ops._native import grouped_rows
+from llmsys.ops._triton import contiguous_like, device_of, load, num_warps, rounded, row_start, store, to_float32
 
 TILE = 4096  # elements a program holds when rows are short: 8 warps
 MAX_ROWS = 16  # in a tile: under the interpreter they are summed in order, and a longer run loses bits
@@ -36,8 +36,11 @@ def forward_kernel(
     rstd_ptr,
     rows,
     dim,
+    inner,
     x_stride,
+    x_outer_stride,
     residual_stride,
+    residual_outer_stride,
     eps,
     weight_offset,
     BLOCK_ROWS: tl.constexpr,
@@ -47,9 +50,9 @@ def forward_kernel(
     col = tl.arange(0, BLOCK_DIM)[None, :]
     mask = (row < rows) & (col < dim)
     weight = tl.load(weight_ptr + col, mask=col < dim, other=0.0)  # beside x, not after the sum has waited for x
-    s = load(x_ptr + row * x_stride + col, mask)
+    s = load(x_ptr + row_start(row, inner, x_stride, x_outer_stride) + col, mask)
     if residual_ptr is not None:
-        s += load(residual_ptr + row * residual_stride + col, mask)
+        s += load(residual_ptr + row_start(row, inner, residual_stride, residual_outer_stride) + col, mask)
         s = to_float32(rounded(s, sum_ptr.dtype.element_ty))
         store(sum_ptr + row * dim + col, s, mask)
     rstd = tl.div_rn(1.0, tl.sqrt_rn(tl.sum(s * s, axis=1, keep_dims=True) / dim + eps))
@@ -67,18 +70,21 @@ def forward_looped_kernel(
     y_ptr,
     rstd_ptr,
     dim,
+    inner,
     x_stride,
+    x_outer_stride,
     residual_stride,
+    residual_outer_stride,
     eps,
     weight_offset,
     BLOCK_DIM: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
-    x_ptr += row * x_stride
+    x_ptr += row_start(row, inner, x_stride, x_outer_stride)
     y_ptr += row * dim
     s_ptr = x_ptr
     if residual_ptr is not None:
-        residual_ptr += row * residual_stride
+        residual_ptr += row_start(row, inner, residual_stride, residual_outer_stride)
         sum_ptr += row * dim
         s_ptr = sum_ptr
     squares = tl.zeros((BLOCK_DIM,), tl.float32)
@@ -112,9 +118,13 @@ def backward_kernel(
     rows,
     dim,
     chunk_rows,
+    inner,
     dy_stride,
+    dy_outer_stride,
     dsum_stride,
+    dsum_outer_stride,
     s_stride,
+    s_outer_stride,
     weight_offset,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
@@ -127,20 +137,20 @@ def backward_kernel(
     for start in range(first, tl.minimum(first + chunk_rows, rows), BLOCK_ROWS):
         row = start + tl.arange(0, BLOCK_ROWS)[:, None]
         mask = (row < rows) & (col < dim)
-        dy = load(dy_ptr + row * dy_stride + col, mask)
+        dy = load(dy_ptr + row_start(row, inner, dy_stride, dy_outer_stride) + col, mask)
         rstd = tl.load(rstd_ptr + row, mask=row < rows, other=0.0)
-        s = load(s_ptr + row * s_stride + col, mask)
+        s = load(s_ptr + row_start(row, inner, s_stride, s_outer_stride) + col, mask)
         weight = load(weight_ptr + col, col < dim) + weight_offset
         along = tl.sum(dy * weight * s, axis=1, keep_dims=True) / dim * rstd * rstd
         if BLOCK_DIM > BACKWARD_RELOAD_DIM:
             tl.debug_barrier()  # else the compiler merges these loads with the first ones
-            dy = load(dy_ptr + row * dy_stride + col, mask)
-            s = load(s_ptr + row * s_stride + col, mask)
+            dy = load(dy_ptr + row_start(row, inner, dy_stride, dy_outer_stride) + col, mask)
+            s = load(s_ptr + row_start(row, inner, s_stride, s_outer_stride) + col, mask)
             weight = load(weight_ptr + col, col < dim) + weight_offset
         dweight += dy * (s * rstd)
         dx = (dy * weight - s * along) * rstd
         if dsum_ptr is not None:
-            dx += load(dsum_ptr + row * dsum_stride + col, mask)
+            dx += load(dsum_ptr + row_start(row, inner, dsum_stride, dsum_outer_stride) + col, mask)
         store(dx_ptr + row * dim + col, dx, mask)
     flat_col = tl.arange(0, BLOCK_DIM)
     tl.store(partial_ptr + chunk * dim + flat_col, tl.sum(dweight, axis=0), mask=flat_col < dim)
@@ -158,9 +168,13 @@ def backward_looped_kernel(
     rows,
     dim,
     chunk_rows,
+    inner,
     dy_stride,
+    dy_outer_stride,
     dsum_stride,
+    dsum_outer_stride,
     s_stride,
+    s_outer_stride,
     weight_offset,
     BLOCK_DIM: tl.constexpr,
 ):
@@ -173,20 +187,20 @@ def backward_looped_kernel(
         dots = tl.zeros((BLOCK_DIM,), tl.float32)
         for start in range(0, dim, BLOCK_DIM):
             col = start + tl.arange(0, BLOCK_DIM)
-            dy = load(dy_ptr + row * dy_stride + col, col < dim)
-            s = load(s_ptr + row * s_stride + col, col < dim)
+            dy = load(dy_ptr + row_start(row, inner, dy_stride, dy_outer_stride) + col, col < dim)
+            s = load(s_ptr + row_start(row, inner, s_stride, s_outer_stride) + col, col < dim)
             weight = load(weight_ptr + col, col < dim) + weight_offset
             dots += dy * weight * s
         along = tl.sum(dots, axis=0) / dim * rstd * rstd
         tl.debug_barrier()  # `partial` is read below by threads that may not have written it
         for start in range(0, dim, BLOCK_DIM):
             col = start + tl.arange(0, BLOCK_DIM)
-            dy = load(dy_ptr + row * dy_stride + col, col < dim)
-            s = load(s_ptr + row * s_stride + col, col < dim)
+            dy = load(dy_ptr + row_start(row, inner, dy_stride, dy_outer_stride) + col, col < dim)
+            s = load(s_ptr + row_start(row, inner, s_stride, s_outer_stride) + col, col < dim)
             weight = load(weight_ptr + col, col < dim) + weight_offset
             dx = (dy * weight - s * along) * rstd
             if dsum_ptr is not None:
-                dx += load(dsum_ptr + row * dsum_stride + col, col < dim)
+                dx += load(dsum_ptr + row_start(row, inner, dsum_stride, dsum_outer_stride) + col, col < dim)
             store(dx_ptr + row * dim + col, dx, col < dim)
             dweight = tl.load(partial_ptr + col, mask=(col < dim) & (row > first), other=0.0)
             tl.store(partial_ptr + col, dweight + dy * (s * rstd), mask=col < dim)
@@ -250,12 +264,12 @@ def launch_forward(
     sum: torch.Tensor | None,
 ) -> torch.Tensor:
     """Fill `y`, and `sum` where there is a residual; return rstd."""
-    (x, x_stride), weight = rows_of(x), weight.contiguous()
-    residual, residual_stride = (None, 0) if residual is None else rows_of(residual)
+    inner, (x, *x_strides), (residual, *residual_strides) = grouped_rows(x, residual)
+    weight = weight.contiguous()
     dim = x.shape[-1]
     rows = x.numel() // dim
     rstd = torch.empty(rows, dtype=torch.float32, device=x.device)
-    tensors, strides = (x, residual, weight, sum, y, rstd), (x_stride, residual_stride)
+    tensors, strides = (x, residual, weight, sum, y, rstd), (inner, *x_strides, *residual_strides)
     block_rows, block_dim = tile(dim)
     with device_of(x):
         if rows == 0:
@@ -282,8 +296,8 @@ def launch_backward(
     out: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(dx, dweight)"""
-    (dy, dy_stride), (s, s_stride), weight = rows_of(dy), rows_of(s), weight.contiguous()
-    dsum, dsum_stride = (None, 0) if dsum is None else rows_of(dsum)
+    inner, (dy, *dy_strides), (dsum, *dsum_strides), (s, *s_strides) = grouped_rows(dy, dsum, s)
+    weight = weight.contiguous()
     dx = contiguous_like(s) if out is None else out
     rows, dim = rstd.numel(), s.shape[-1]
     if rows == 0:
@@ -293,7 +307,7 @@ def launch_backward(
     chunks = triton.cdiv(rows, run)
     partial = torch.empty(chunks, dim, dtype=torch.float32, device=s.device)
     dweight = torch.empty_like(weight)
-    tensors, strides = (dy, dsum, s, weight, rstd, dx, partial), (dy_stride, dsum_stride, s_stride)
+    tensors, strides = (dy, dsum, s, weight, rstd, dx, partial), (inner, *dy_strides, *dsum_strides, *s_strides)
     block_rows, block_dim = tile(dim)
     with device_of(s):
         if backward_loops(dim, s.dtype):
