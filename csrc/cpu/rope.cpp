@@ -8,7 +8,6 @@
 namespace llmsys::cpu::LLMSYS_ISA {
 namespace {
 
-typedef uint64_t U64 __attribute__((vector_size(LLMSYS_VECTOR_BYTES)));  // kLanes / 2 pairs
 typedef uint32_t U32Half __attribute__((vector_size(LLMSYS_VECTOR_BYTES / 2)));
 
 LLMSYS_INLINE F32 flipped(F32 value, U32 signs) { return as_f32(as_u32(value) ^ signs); }

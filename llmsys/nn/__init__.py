@@ -1,6 +1,7 @@
 """Modules: parameters and initialisation around the functions of `llmsys.ops`."""
 
+from llmsys.nn.dropout import Dropout
 from llmsys.nn.mlp import MLP
 from llmsys.nn.rms_norm import RMSNorm
 
-__all__ = ["MLP", "RMSNorm"]
+__all__ = ["MLP", "Dropout", "RMSNorm"]
