@@ -106,9 +106,8 @@ def gapped(tensor: torch.Tensor) -> torch.Tensor:
     """Rows with a gap after each: one stride fits."""
     if tensor.dim() < 2:
         return tensor
-    wide = torch.full(
-        (*tensor.shape[:-1], tensor.shape[-1] + 3), float("nan"), dtype=tensor.dtype, device=tensor.device
-    )
+    gap = float("nan") if tensor.is_floating_point() else torch.iinfo(tensor.dtype).max
+    wide = torch.full((*tensor.shape[:-1], tensor.shape[-1] + 3), gap, dtype=tensor.dtype, device=tensor.device)
     wide[..., : tensor.shape[-1]] = tensor
     return wide[..., : tensor.shape[-1]]
 
@@ -306,7 +305,8 @@ def guarded_allocations() -> Iterator[None]:
 
     def fenced(shape: tuple, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         size = torch.Size(shape).numel()
-        buffer = empty(size + 2 * GUARD, dtype=dtype, device=device).fill_(float("nan"))
+        start = float("nan") if dtype.is_floating_point else torch.iinfo(dtype).min
+        buffer = empty(size + 2 * GUARD, dtype=dtype, device=device).fill_(start)
         buffer[:GUARD] = buffer[GUARD + size :] = 77.0
         buffers.append(buffer)
         return buffer[GUARD : GUARD + size].view(shape)
