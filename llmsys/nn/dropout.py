@@ -21,4 +21,9 @@ class Dropout(torch.nn.Dropout):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0:
             return x
-        return dropout(x, self.p, seed=int(torch.randint(2**63 - 1, (), device="cpu")))
+        return dropout(x, self.p, seed=_drawn_seed())
+
+
+@torch.compiler.disable  # a compiled randint has numbers of its own
+def _drawn_seed() -> int:
+    return int(torch.randint(2**63 - 1, (), device="cpu"))
