@@ -8,7 +8,15 @@ from llmsys.ops.add_rms_norm import add_rms_norm as add_rms_norm
 from llmsys.ops.dropout import dropout as dropout
 from llmsys.ops.grad_norm import grad_norm as grad_norm
 from llmsys.ops.rms_norm import rms_norm as rms_norm
-from llmsys.ops.rope import rope as rope, rope_tables as rope_tables
+from llmsys.ops.rope import (
+    LinearScaling as LinearScaling,
+    Llama3Scaling as Llama3Scaling,
+    NTKScaling as NTKScaling,
+    YarnScaling as YarnScaling,
+    rope as rope,
+    rope_tables as rope_tables,
+)
+from llmsys.ops.rope_qk import rope_qk as rope_qk
 from llmsys.ops.swiglu import swiglu as swiglu
 
 _op.check_forced(_env.forced_implementations())
