@@ -1,7 +1,8 @@
 """Modules: parameters and initialisation around the functions of `llmsys.ops`."""
 
 from llmsys.nn.dropout import Dropout
+from llmsys.nn.embedding import Embedding
 from llmsys.nn.mlp import MLP
 from llmsys.nn.rms_norm import RMSNorm
 
-__all__ = ["MLP", "Dropout", "RMSNorm"]
+__all__ = ["MLP", "Dropout", "Embedding", "RMSNorm"]

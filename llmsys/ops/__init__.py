@@ -6,6 +6,7 @@ from llmsys.ops._op import Explanation as Explanation, explain as explain, use a
 from llmsys.ops.adamw import adamw as adamw
 from llmsys.ops.add_rms_norm import add_rms_norm as add_rms_norm
 from llmsys.ops.dropout import dropout as dropout
+from llmsys.ops.embedding import embedding as embedding
 from llmsys.ops.grad_norm import grad_norm as grad_norm
 from llmsys.ops.rms_norm import rms_norm as rms_norm
 from llmsys.ops.rope import (
