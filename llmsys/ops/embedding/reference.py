@@ -11,9 +11,12 @@ def forward(
 ) -> torch.Tensor:
     """y: see `llmsys.embedding`."""
     try:
-        y = F.embedding(ids, weight).contiguous()
-    except IndexError:
-        raise out_of_range(ids, len(weight)) from None
+        # Of an empty table, PyTorch says that its indices are out of range even where there are none.
+        y = F.embedding(ids, weight).contiguous() if ids.numel() else weight.new_empty((*ids.shape, weight.shape[1]))
+    except (IndexError, RuntimeError):
+        if (error := out_of_range(ids, len(weight))) is None:
+            raise
+        raise error from None
     return y if out is None else out.copy_(y)
 
 
@@ -30,10 +33,13 @@ def backward(
     return dweight if out is None else out.copy_(dweight)
 
 
-def out_of_range(ids: torch.Tensor, rows: int) -> IndexError:
-    """The error for ids of which at least one is not in [0, rows)."""
+def out_of_range(ids: torch.Tensor, rows: int) -> IndexError | None:
+    """The error for ids of which one is not in [0, rows); None where all are."""
     flat = ids.flatten()
-    position = int(((flat < 0) | (flat >= rows)).int().argmax())
+    wrong = ((flat < 0) | (flat >= rows)).nonzero()
+    if not len(wrong):
+        return None
+    position = int(wrong[0])
     return IndexError(
         f"llmsys.embedding: ids has {int(flat[position])} at position {position}, expected numbers in [0, {rows})"
     )

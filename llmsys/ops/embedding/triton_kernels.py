@@ -98,10 +98,8 @@ def backward(
 
 def check(ids: torch.Tensor, rows: int) -> None:
     """Raise IndexError where ids are at hand; on a GPU let the device's assertion do it, which nothing waits for."""
-    if ids.is_meta or not ids.numel():
-        return
-    right = ((ids >= 0) & (ids < rows)).all()
     if ids.is_cuda:
+        right = ((ids >= 0) & (ids < rows)).all()
         torch._assert_async(right, f"llmsys.embedding: ids has numbers outside [0, {rows})")
-    elif not right:
-        raise out_of_range(ids, rows)
+    elif not ids.is_meta and (error := out_of_range(ids, rows)) is not None:
+        raise error
