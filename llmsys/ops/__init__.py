@@ -8,6 +8,11 @@ from llmsys.ops.add_rms_norm import add_rms_norm as add_rms_norm
 from llmsys.ops.dropout import dropout as dropout
 from llmsys.ops.embedding import embedding as embedding
 from llmsys.ops.grad_norm import grad_norm as grad_norm
+from llmsys.ops.lora_linear import (
+    lora_linear as lora_linear,
+    lora_merge as lora_merge,
+    lora_unmerge as lora_unmerge,
+)
 from llmsys.ops.rms_norm import rms_norm as rms_norm
 from llmsys.ops.rope import (
     LinearScaling as LinearScaling,
