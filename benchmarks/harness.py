@@ -65,7 +65,7 @@ def _enter_implementations(contest: Contest, op: Op, args: tuple, gate: Callable
     case = contest.case
     if case.direction == "backward":
         args = backward_args(op, args)
-    out = large_results(getattr(op.implementations["reference"], case.direction)(*args), args)
+    out = large_results(getattr(op.implementations["reference"], case.direction)(*args))
     contest.num_sets = num_sets(case, (args, out), device)
     sets = [(copied(args), copied(out)) for _ in range(contest.num_sets)]
     for name, implementation in op.implementations.items():
@@ -127,11 +127,11 @@ def _run_public(call: Callable, trains: bool, sets: list, index: int) -> Any:
 
 
 def public_call(function: Callable, names: Sequence[str]) -> Callable:
-    """`function` called with the values of `names`, by keyword where its signature asks for keywords."""
+    """`function` called with the values of `names`, in its own order, by keyword where it asks for keywords."""
     parameters = inspect.signature(function).parameters
     keyword = [name for name in names if parameters[name].kind is inspect.Parameter.KEYWORD_ONLY]
-    positions = [i for i, name in enumerate(names) if name not in keyword]
-    if not keyword:
+    positions = [names.index(name) for name in parameters if name in names and name not in keyword]
+    if not keyword and positions == sorted(positions):
         return function
 
     def call(*args: Any) -> Any:
@@ -166,10 +166,9 @@ def forward_view(op: Op, args: tuple, direction: str) -> tuple:
     return tuple(known.get(name, args[0]) for name in op.forward_schema.names)
 
 
-def large_results(results: Any, args: tuple) -> Any:
-    """The results an implementation takes as `out`: those of the first argument's shape, alone or as a tuple."""
-    shape = tensors(args)[0].shape
-    large = tuple(tensor for tensor in tensors(results) if tensor.shape == shape)
+def large_results(results: Any) -> Any:
+    """The results an implementation takes as `out`, alone or as a tuple: not a number for each row or column."""
+    large = tuple(tensor for tensor in tensors(results) if tensor.dim() > 1)
     return large[0] if len(large) == 1 else large
 
 

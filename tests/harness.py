@@ -322,7 +322,8 @@ def guarded_allocations() -> Iterator[None]:
 
     def fenced(shape: tuple, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         size = torch.Size(shape).numel()
-        buffer = empty(size + 2 * GUARD, dtype=dtype, device=device).fill_(float("nan"))
+        start = float("nan") if dtype.is_floating_point else torch.iinfo(dtype).min
+        buffer = empty(size + 2 * GUARD, dtype=dtype, device=device).fill_(start)
         buffer[:GUARD] = buffer[GUARD + size :] = 77.0
         buffers.append(buffer)
         return buffer[GUARD : GUARD + size].view(shape)

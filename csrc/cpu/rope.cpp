@@ -8,7 +8,6 @@
 namespace llmsys::cpu::LLMSYS_ISA {
 namespace {
 
-typedef uint64_t U64 __attribute__((vector_size(LLMSYS_VECTOR_BYTES)));  // kLanes / 2 pairs
 typedef uint32_t U32Half __attribute__((vector_size(LLMSYS_VECTOR_BYTES / 2)));
 
 LLMSYS_INLINE F32 flipped(F32 value, U32 signs) { return as_f32(as_u32(value) ^ signs); }
@@ -80,27 +79,65 @@ U32 signs_of(const Rope& args) {
   return signs;
 }
 
+// The heads of one token, of queries or of keys.
+template <class T>
+struct Heads {
+  const T* x;
+  T* y;
+  int64_t count, x_stride, y_stride;
+};
+
+template <class T>
+Heads<T> queries(const Rope& args, int64_t sequence, int64_t token) {
+  return {static_cast<const T*>(args.q) + sequence * args.q_batch_stride + token * args.q_token_stride,
+          static_cast<T*>(args.q_out) + sequence * args.q_out_batch_stride + token * args.q_out_token_stride,
+          args.q_heads, args.q_head_stride, args.q_out_head_stride};
+}
+
+template <class T>
+Heads<T> keys(const Rope& args, int64_t sequence, int64_t token) {
+  return {static_cast<const T*>(args.k) + sequence * args.k_batch_stride + token * args.k_token_stride,
+          static_cast<T*>(args.k_out) + sequence * args.k_out_batch_stride + token * args.k_out_token_stride,
+          args.k_heads, args.k_head_stride, args.k_out_head_stride};
+}
+
+template <bool kStream, class T>
+void rotate_heads(const Rope& args, Heads<T> heads, const float* cos, const float* sin, U32 signs) {
+  const int64_t rest = args.head_dim - args.rotary_dim;
+  for (; heads.count > 0; --heads.count, heads.x += heads.x_stride, heads.y += heads.y_stride) {
+    if (args.interleaved)
+      rotate_interleaved<kStream>(heads.x, cos, sin, heads.y, args.rotary_dim, signs);
+    else
+      rotate_halves<kStream>(heads.x, cos, sin, heads.y, args.rotary_dim / 2, signs);
+    if (heads.x != heads.y) memcpy(heads.y + args.rotary_dim, heads.x + args.rotary_dim, rest * sizeof(T));
+  }
+}
+
 template <bool kStream, class T>
 void run(const Rope& args) {
   const U32 signs = signs_of(args);
-  const int64_t half = args.rotary_dim / 2, rest = args.head_dim - args.rotary_dim;
-  const int64_t token_bytes = 2 * args.heads * args.head_dim * int64_t(sizeof(T));
+  const int64_t token_bytes = 2 * (args.q_heads + args.k_heads) * args.head_dim * int64_t(sizeof(T));
   parallel_for(args.batch * args.tokens, grain_of(token_bytes), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t sequence = i / args.tokens, token = i % args.tokens;
       const int64_t row = sequence * args.table_batch_stride + token * args.table_token_stride;
-      const T* x = static_cast<const T*>(args.x) + sequence * args.x_batch_stride + token * args.x_token_stride;
-      T* y = static_cast<T*>(args.y) + i * args.heads * args.head_dim;
-      for (int64_t head = 0; head < args.heads; ++head, x += args.x_head_stride, y += args.head_dim) {
-        if (args.interleaved)
-          rotate_interleaved<kStream>(x, args.cos + row, args.sin + row, y, args.rotary_dim, signs);
-        else
-          rotate_halves<kStream>(x, args.cos + row, args.sin + row, y, half, signs);
-        if (x != y) memcpy(y + args.rotary_dim, x + args.rotary_dim, rest * sizeof(T));
-      }
+      const float *cos = args.cos + row, *sin = args.sin + row;
+      rotate_heads<kStream>(args, queries<T>(args, sequence, token), cos, sin, signs);
+      if (args.k_heads) rotate_heads<kStream>(args, keys<T>(args, sequence, token), cos, sin, signs);
     }
     stream_fence();
   });
+}
+
+// Whether the outputs are large, and every head, and every half where halves are written, starts on a whole vector.
+template <class T>
+bool streams(const Rope& args) {
+  const int64_t half = args.interleaved ? 0 : args.rotary_dim / 2;
+  const int64_t distances = half | args.q_out_batch_stride | args.q_out_token_stride | args.q_out_head_stride |
+                            args.k_out_batch_stride | args.k_out_token_stride | args.k_out_head_stride;
+  const uintptr_t bytes = uintptr_t(distances) * sizeof(T) | reinterpret_cast<uintptr_t>(args.k_out);
+  const int64_t rows = args.batch * args.tokens * (args.q_heads + args.k_heads);
+  return bytes % LLMSYS_VECTOR_BYTES == 0 && worth_streaming<T>(rows, args.head_dim, args.q_out);
 }
 
 }  // namespace
@@ -108,9 +145,7 @@ void run(const Rope& args) {
 void rope(const Rope& args) {
   with_type(args.dtype, [&](auto element) {
     using T = decltype(element);
-    const bool halves_aligned = args.interleaved || args.rotary_dim / 2 * sizeof(T) % LLMSYS_VECTOR_BYTES == 0;
-    const int64_t rows = args.batch * args.tokens * args.heads;
-    halves_aligned&& worth_streaming<T>(rows, args.head_dim, args.y) ? run<true, T>(args) : run<false, T>(args);
+    streams<T>(args) ? run<true, T>(args) : run<false, T>(args);
   });
 }
 

@@ -479,4 +479,49 @@ LLMSYS_INLINE double sum_over(int64_t size, Term term, Tail tail) {
   return sum;
 }
 
+// ---- lanes of 64 bits ----
+
+typedef uint64_t U64 __attribute__((vector_size(LLMSYS_VECTOR_BYTES)));  // kLanes / 2 elements
+
+LLMSYS_INLINE U64 splat(uint64_t value) { return value - U64{}; }
+
+// The 64-bit products of the low halves of the lanes; what is in the high halves does not count.
+LLMSYS_INLINE U64 multiply_low(U64 a, U64 b) {
+#if LLMSYS_AVX512
+  return reinterpret_cast<U64>(_mm512_mul_epu32(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b)));
+#elif defined(__AVX2__)
+  return reinterpret_cast<U64>(_mm256_mul_epu32(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b)));
+#elif defined(__x86_64__)
+  return reinterpret_cast<U64>(_mm_mul_epu32(reinterpret_cast<__m128i>(a), reinterpret_cast<__m128i>(b)));
+#else
+  return (a & 0xffffffffu) * (b & 0xffffffffu);
+#endif
+}
+
+// The even lanes of both (a0, b0, a2, b2, ...), and the odd ones.
+LLMSYS_INLINE U64 even_lanes(U64 a, U64 b) {
+#if LLMSYS_AVX512
+  return reinterpret_cast<U64>(_mm512_unpacklo_epi64(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b)));
+#elif defined(__AVX2__)
+  return reinterpret_cast<U64>(_mm256_unpacklo_epi64(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b)));
+#elif defined(__x86_64__)
+  return reinterpret_cast<U64>(_mm_unpacklo_epi64(reinterpret_cast<__m128i>(a), reinterpret_cast<__m128i>(b)));
+#else
+  for (int lane = 1; lane < kLanes / 2; lane += 2) a[lane] = b[lane - 1];
+  return a;
+#endif
+}
+LLMSYS_INLINE U64 odd_lanes(U64 a, U64 b) {
+#if LLMSYS_AVX512
+  return reinterpret_cast<U64>(_mm512_unpackhi_epi64(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b)));
+#elif defined(__AVX2__)
+  return reinterpret_cast<U64>(_mm256_unpackhi_epi64(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b)));
+#elif defined(__x86_64__)
+  return reinterpret_cast<U64>(_mm_unpackhi_epi64(reinterpret_cast<__m128i>(a), reinterpret_cast<__m128i>(b)));
+#else
+  for (int lane = 0; lane < kLanes / 2; lane += 2) b[lane] = a[lane + 1];
+  return b;
+#endif
+}
+
 }  // namespace llmsys::cpu::LLMSYS_ISA

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmsys.nn import MLP, RMSNorm
+from llmsys.ops import rope_qk, rope_tables
 
 PLAN = {
     "tensor": {
@@ -107,6 +108,8 @@ SIZES = {
 class Attention(nn.Module):
     """Causal self-attention; each key-value head serves num_heads / num_kv_heads query heads."""
 
+    rotate = staticmethod(rope_qk)
+
     def __init__(self, config: LlamaConfig):
         super().__init__()
         self.head_dim = config.head_dim
@@ -117,9 +120,7 @@ class Attention(nn.Module):
 
     def forward(self, x_BTD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         q_BTHK, k_BTHK, v_BTHK = (w(x_BTD).unflatten(-1, (-1, self.head_dim)) for w in (self.wq, self.wk, self.wv))
-        q_BHTK, k_BHTK, v_BHTK = (
-            x.transpose(1, 2) for x in (rotate(q_BTHK, cos, sin), rotate(k_BTHK, cos, sin), v_BTHK)
-        )
+        q_BHTK, k_BHTK, v_BHTK = (x.transpose(1, 2) for x in (*self.rotate(q_BTHK, k_BTHK, cos, sin), v_BTHK))
         y_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=True, enable_gqa=True)
         return self.wo(y_BHTK.transpose(1, 2).flatten(-2))
 
@@ -172,7 +173,9 @@ class Llama(nn.Module):
                 f"max_sequence_length={self.config.max_sequence_length}"
             )
         x_BTD = self.embedding(tokens_BT)
-        cos, sin = rope_tables(tokens_BT.shape[-1], self.config.head_dim, self.config.rope_theta, tokens_BT.device)
+        cos, sin = rope_tables(
+            tokens_BT.shape[-1], self.config.head_dim, base=self.config.rope_theta, device=tokens_BT.device
+        )
         for block in self.blocks:
             x_BTD = block(x_BTD, cos, sin)
         x_BTD = self.norm(x_BTD)
@@ -197,22 +200,6 @@ class Llama(nn.Module):
             if name.endswith(("wo.weight", "down.weight")):
                 std /= math.sqrt(2 * self.config.num_layers)
             weight.copy_(torch.empty(weight.shape).normal_(0.0, std, generator=generator))
-
-
-def rope_tables(num_tokens: int, head_dim: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """cos and sin of position · theta^(-2i/K), each (T, 1, K/2) float32.
-
-    Source     Su et al. 2021, arXiv:2104.09864, eq. 15
-    """
-    frequency = theta ** (-torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
-    angle = torch.outer(torch.arange(num_tokens, device=device, dtype=torch.float32), frequency)[:, None]
-    return angle.cos(), angle.sin()
-
-
-def rotate(x_BTHK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the pairs (i, i + K/2) of each head by its position's angles: the layout of Hugging Face's Llama."""
-    a, b = x_BTHK.chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x_BTHK.dtype)
 
 
 def _seed_of(seed: int, name: str) -> int:

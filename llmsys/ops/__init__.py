@@ -6,13 +6,28 @@ from llmsys.ops._op import Explanation as Explanation, explain as explain, use a
 from llmsys.ops.adamw import adamw as adamw
 from llmsys.ops.add_layer_norm import add_layer_norm as add_layer_norm
 from llmsys.ops.add_rms_norm import add_rms_norm as add_rms_norm
+from llmsys.ops.dropout import dropout as dropout
+from llmsys.ops.embedding import embedding as embedding
 from llmsys.ops.grad_norm import grad_norm as grad_norm
 from llmsys.ops.group_norm import group_norm as group_norm
 from llmsys.ops.l2_norm import l2_norm as l2_norm
 from llmsys.ops.layer_norm import layer_norm as layer_norm
 from llmsys.ops.linear import linear as linear
+from llmsys.ops.lora_linear import (
+    lora_linear as lora_linear,
+    lora_merge as lora_merge,
+    lora_unmerge as lora_unmerge,
+)
 from llmsys.ops.rms_norm import rms_norm as rms_norm
-from llmsys.ops.rope import rope as rope, rope_tables as rope_tables
+from llmsys.ops.rope import (
+    LinearScaling as LinearScaling,
+    Llama3Scaling as Llama3Scaling,
+    NTKScaling as NTKScaling,
+    YarnScaling as YarnScaling,
+    rope as rope,
+    rope_tables as rope_tables,
+)
+from llmsys.ops.rope_qk import rope_qk as rope_qk
 from llmsys.ops.swiglu import swiglu as swiglu
 
 _op.check_forced(_env.forced_implementations())

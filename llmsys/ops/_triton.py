@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 import triton
 import triton.language as tl
+from triton.language.random import philox_impl
 
 from llmsys import env
 
@@ -47,6 +48,27 @@ def store(pointer, value, mask):
 def row_start(row, inner, stride, outer_stride):
     """Where rows at two distances start, as `llmsys.ops._native.grouped_rows` gives them."""
     return row // inner * outer_stride + row % inner * stride
+
+
+@triton.jit
+def philox(seed_low, seed_high, counter):
+    """The four words of each 64-bit `counter`, as uint32: see `llmsys.ops._philox`."""
+    c0, c1 = counter.to(tl.uint32), (counter >> 32).to(tl.uint32)
+    key0, key1 = tl.to_tensor(seed_low).to(tl.uint32), tl.to_tensor(seed_high).to(tl.uint32)
+    return philox_impl(c0, c1, c0 * 0, c0 * 0, key0, key1)
+
+
+@triton.jit
+def random_words(seed_low, seed_high, first, SKIP: tl.constexpr, SIZE: tl.constexpr):
+    """The words of elements first + SKIP, …, first + SKIP + SIZE - 1; `first` is a multiple of 4, SKIP below 4."""
+    if SKIP == 0:
+        w0, w1, w2, w3 = philox(seed_low, seed_high, first // 4 + tl.arange(0, SIZE // 4))
+        return tl.interleave(tl.interleave(w0, w2), tl.interleave(w1, w3))
+    else:  # every element has its counter's words and takes one
+        element = first + SKIP + tl.arange(0, SIZE)
+        w0, w1, w2, w3 = philox(seed_low, seed_high, element // 4)
+        word = element % 4
+        return tl.where(word < 2, tl.where(word == 0, w0, w1), tl.where(word == 2, w2, w3))
 
 
 def contiguous_like(x: torch.Tensor) -> torch.Tensor:

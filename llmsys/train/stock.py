@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmsys.models.llama import Llama
+from llmsys.models.llama import Attention, Llama
 from llmsys.nn import MLP, RMSNorm
 from llmsys.train.config import TrainConfig
 from llmsys.train.step import Clip, Engine
@@ -20,6 +20,19 @@ class StockRMSNorm(RMSNorm):
             return F.rms_norm(x, self.normalized_shape, self.weight, self.eps)
         total = x + residual
         return F.rms_norm(total, self.normalized_shape, self.weight, self.eps), total
+
+
+class StockAttention(Attention):
+    @staticmethod
+    def rotate(q_BTHK: Tensor, k_BTHK: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """The pairs (i, i + K/2) of each head by its position's angles, as Hugging Face's Llama does it."""
+        cos, sin = cos[:, None], sin[:, None]
+
+        def rotated(x_BTHK: Tensor) -> Tensor:
+            a, b = x_BTHK.chunk(2, dim=-1)
+            return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x_BTHK.dtype)
+
+        return rotated(q_BTHK), rotated(k_BTHK)
 
 
 class StockMLP(MLP):
@@ -81,7 +94,7 @@ def control(config: TrainConfig, dtype: torch.dtype) -> Engine:
 
 
 def _engine(config: TrainConfig, model: Llama, clip: Clip) -> Engine:
-    classes = {RMSNorm: StockRMSNorm, MLP: StockMLP}
+    classes = {Attention: StockAttention, RMSNorm: StockRMSNorm, MLP: StockMLP}
     for module in model.modules():
         module.__class__ = classes.get(type(module), type(module))
     c = config.optimizer

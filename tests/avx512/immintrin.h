@@ -62,6 +62,25 @@ LLMSYS_EMULATED __m256i cvtepi32_epi16(__m512i x) {  // keeps the low bits: does
   return reinterpret_cast<__m256i>(to);
 }
 
+// On each half alike: `function` is AVX2's.
+template <class Function>
+LLMSYS_EMULATED __m512i by_halves(__m512i x, __m512i y, Function function) {
+  return join<__m512i>(function(half<__m512i, __m256i>(x, 0), half<__m512i, __m256i>(y, 0)),
+                       function(half<__m512i, __m256i>(x, 1), half<__m512i, __m256i>(y, 1)));
+}
+
+LLMSYS_EMULATED __m512i mul_epu32(__m512i x, __m512i y) {
+  return by_halves(x, y, [](__m256i a, __m256i b) { return _mm256_mul_epu32(a, b); });
+}
+
+LLMSYS_EMULATED __m512i unpacklo_epi64(__m512i x, __m512i y) {
+  return by_halves(x, y, [](__m256i a, __m256i b) { return _mm256_unpacklo_epi64(a, b); });
+}
+
+LLMSYS_EMULATED __m512i unpackhi_epi64(__m512i x, __m512i y) {
+  return by_halves(x, y, [](__m256i a, __m256i b) { return _mm256_unpackhi_epi64(a, b); });
+}
+
 LLMSYS_EMULATED __mmask16 movepi32_mask(__m512i x) {
   const int low = _mm256_movemask_ps(_mm256_castsi256_ps(half<__m512i, __m256i>(x, 0)));
   const int high = _mm256_movemask_ps(_mm256_castsi256_ps(half<__m512i, __m256i>(x, 1)));
@@ -98,5 +117,8 @@ LLMSYS_EMULATED void stream_si512(__m512i* p, __m512i x) {
 #define _mm512_cmp_ps_mask(a, b, predicate) emulated_avx512::cmp_ps_mask<(predicate)>(a, b)
 #define _mm512_movepi32_mask emulated_avx512::movepi32_mask
 #define _mm512_permutexvar_epi32 emulated_avx512::permutexvar_epi32
+#define _mm512_mul_epu32 emulated_avx512::mul_epu32
 #define _mm512_sqrt_ps emulated_avx512::sqrt_ps
 #define _mm512_stream_si512 emulated_avx512::stream_si512
+#define _mm512_unpackhi_epi64 emulated_avx512::unpackhi_epi64
+#define _mm512_unpacklo_epi64 emulated_avx512::unpacklo_epi64

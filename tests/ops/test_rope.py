@@ -5,14 +5,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from llmsys import explain, rope, rope_tables
+from llmsys import LinearScaling, Llama3Scaling, NTKScaling, YarnScaling, rope, rope_tables
 from llmsys.ops._verify import verify
 from llmsys.ops.rope import OP, cases
 from tests.harness import DTYPES, checks, fused_projection, heads_first, runners, same_bits
 
 SURFACE = {
     "rope": "(x, cos, sin, *, interleaved=False, out=None)",
-    "rope_tables": "(positions, dim, *, base=10000.0, device=None)",
+    "rope_tables": "(positions, dim, *, base=10000.0, scaling=None, device=None)",
+    **dict.fromkeys(("LinearScaling", "NTKScaling", "YarnScaling", "Llama3Scaling")),
 }
 
 interleaved = SimpleNamespace(**{**vars(cases), "inputs": partial(cases.inputs, interleaved=True)})
@@ -113,7 +114,12 @@ def test_in_place(runner, interleaved, dtype):
         with runner.selected():
             expected = forward(x, cos, sin, interleaved)
             assert forward(x, cos, sin, interleaved, out=x) is x
-        assert same_bits(x, expected)
+            gapped = torch.full((2, 3, 5, head_dim + 1), 77.0, dtype=dtype)
+            view = gapped[:, :, 1:3, 1:].copy_(cases.inputs((2, 3, 2, head_dim), dtype, rotary_fraction=0.75)[0])
+            forward(view, cos, sin, interleaved, out=view)
+        assert same_bits(x, expected) and same_bits(view, expected)
+        view.fill_(77.0)
+        assert (gapped == 77).all()
 
 
 @pytest.mark.parametrize("runner", [r for r in runners(OP) if r.implementation == "cpu"], ids=lambda r: r.name)
@@ -204,11 +210,6 @@ def test_errors_of_out():
         rope(x.requires_grad_(), cos, sin, out=torch.empty_like(x))
 
 
-def test_says_that_it_has_no_cuda_kernel():
-    assert OP.implementations["cuda"].why_not(*arguments()) == "rope has no CUDA kernel"
-    assert explain("rope", *arguments()).chosen == "cpu"
-
-
 # ---- tables ----
 
 
@@ -254,3 +255,108 @@ def test_compiles_with_its_tables():
     x, positions = torch.randn(2, 3, 4, 8), torch.tensor([[4, 5, 6], [0, 1, 2]])
     compiled = torch.compile(rotated, fullgraph=True)
     torch.testing.assert_close(compiled(x, positions), rotated(x, positions), rtol=1e-6, atol=1e-6)
+
+
+# ---- more tokens than in training ----
+
+YARN = {"rope_type": "yarn", "factor": 16.0, "original_max_position_embeddings": 4096}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "original_max_position_embeddings": 8192,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+}
+# A scaling, and how Hugging Face transformers writes it (with the sequence length that `dynamic` needs).
+SCALINGS = {
+    "linear": (LinearScaling(factor=4.0), {"rope_type": "linear", "factor": 4.0}, None),
+    "dynamic": (
+        NTKScaling.dynamic(2.0, num_tokens=20_000, original_max_tokens=8192),
+        {"rope_type": "dynamic", "factor": 2.0},
+        20_000,
+    ),
+    "dynamic_short": (
+        NTKScaling.dynamic(2.0, num_tokens=100, original_max_tokens=8192),
+        {"rope_type": "dynamic", "factor": 2.0},
+        100,
+    ),
+    "yarn": (YarnScaling(factor=16.0, original_max_tokens=4096), YARN, None),
+    "yarn_untruncated": (
+        YarnScaling(factor=16.0, original_max_tokens=4096, beta_fast=20.0, beta_slow=2.0, truncate=False),
+        YARN | {"beta_fast": 20.0, "beta_slow": 2.0, "truncate": False},
+        None,
+    ),
+    "yarn_attention": (
+        YarnScaling(factor=16.0, original_max_tokens=4096, attention_factor=1.5),
+        YARN | {"attention_factor": 1.5},
+        None,
+    ),
+    "llama3": (Llama3Scaling(factor=8.0, original_max_tokens=8192), LLAMA3, None),
+}
+
+
+@pytest.mark.parametrize("name", SCALINGS)
+@pytest.mark.parametrize("dim, base", [(64, 10_000.0), (128, 500_000.0)])
+def test_scaling_is_transformers(name, dim, base):
+    """To the rounding of transformers' float32."""
+    utils = pytest.importorskip("transformers.modeling_rope_utils")
+    from transformers import LlamaConfig
+
+    scaling, parameters, num_tokens = SCALINGS[name]
+    config = LlamaConfig(head_dim=dim, max_position_embeddings=8192, rope_parameters=parameters | {"rope_theta": base})
+    function = utils.ROPE_INIT_FUNCTIONS[parameters["rope_type"]]
+    frequencies, attention = function(config, torch.device("cpu"), seq_len=num_tokens)
+    torch.testing.assert_close(scaling.frequencies(dim, base).float(), frequencies, rtol=1e-5, atol=0)
+    assert scaling.attention == pytest.approx(attention)
+
+
+@pytest.mark.parametrize("name", SCALINGS)
+def test_tables_with_a_scaling(name):
+    scaling = SCALINGS[name][0]
+    positions = torch.tensor([0, 3, 70_000])
+    cos, sin = rope_tables(positions, 64, base=500_000.0, scaling=scaling)
+    angles = positions.double()[:, None] * scaling.frequencies(64, 500_000.0)
+    torch.testing.assert_close(cos.double(), scaling.attention * angles.cos(), rtol=0, atol=2**-23)
+    torch.testing.assert_close(sin.double(), scaling.attention * angles.sin(), rtol=0, atol=2**-23)
+
+
+def test_scaling_by_hand():
+    """What each promises of its fastest and its slowest pair."""
+    plain = [1.0, 10_000.0 ** (-126 / 128)]
+    for scaling, slowest in (
+        (LinearScaling(factor=4.0), plain[1] / 4),
+        (NTKScaling(factor=4.0), plain[1] / 4),
+        (YarnScaling(factor=4.0, original_max_tokens=2048), plain[1] / 4),
+        (Llama3Scaling(factor=4.0, original_max_tokens=2048), plain[1] / 4),
+    ):
+        frequencies = scaling.frequencies(128, 10_000.0)
+        fastest = plain[0] / 4 if isinstance(scaling, LinearScaling) else plain[0]
+        assert frequencies[[0, -1]].tolist() == pytest.approx([fastest, slowest])
+        assert (frequencies.diff() < 0).all()
+    assert YarnScaling(factor=0.5, original_max_tokens=64).attention == 1.0
+    assert YarnScaling(factor=math.e, original_max_tokens=64).attention == pytest.approx(1.1)
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: LinearScaling(factor=0.0), "LinearScaling: factor is 0.0, expected a number above 0"),
+        (lambda: NTKScaling(factor=math.nan), "NTKScaling: factor is nan, expected a number above 0"),
+        (lambda: NTKScaling(factor=2.0).frequencies(2, 1e4), "NTKScaling: dim is 2, expected at least 4"),
+        (
+            lambda: YarnScaling(factor=2.0, original_max_tokens=-1),
+            "YarnScaling: original_max_tokens is -1, expected a number above 0",
+        ),
+        (
+            lambda: YarnScaling(factor=2.0, original_max_tokens=64, beta_fast=0.5),
+            "YarnScaling: beta_fast is 0.5 and beta_slow 1.0, expected beta_fast >= beta_slow",
+        ),
+        (
+            lambda: Llama3Scaling(factor=2.0, original_max_tokens=64, low_freq_factor=4.0),
+            "Llama3Scaling: high_freq_factor is 4.0 and low_freq_factor 4.0, expected high_freq_factor > low",
+        ),
+    ],
+)
+def test_errors_of_scaling(make, message):
+    with pytest.raises(ValueError, match="llmsys." + message):
+        make()

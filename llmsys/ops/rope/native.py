@@ -1,8 +1,8 @@
-"""Rotary position embedding on native kernels. There is one for the CPU only."""
+"""Rotary position embedding on native kernels, of one tensor or of queries and keys in one call."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -10,43 +10,57 @@ from llmsys.ops import _native
 from llmsys.ops._native import DTYPES, Kernels
 from llmsys.ops._op import Impl
 
+NOTHING = 0, 0, 0  # strides of what is not there
+
 
 def implementation(kernels: Kernels) -> Impl:
     """Rotary position embedding on `kernels`."""
-    if not kernels.name.startswith("cpu"):
-        kernels = replace(kernels, module=None, missing="rope has no CUDA kernel")
     launch = kernels.launch("rope")
-
-    def run(
-        x: torch.Tensor,
-        cos: torch.Tensor,
-        sin: torch.Tensor,
-        interleaved: bool,
-        out: torch.Tensor | None,
-        inverse: bool,
-    ) -> torch.Tensor:
-        x = with_whole_rows(x)
-        cos, sin = with_whole_rows(cos.float()), with_whole_rows(sin.float())
-        if cos.stride() != sin.stride():
-            cos, sin = cos.contiguous(), sin.contiguous()
-        y = torch.empty_like(x, memory_format=torch.contiguous_format) if out is None else out
-        launch(
-            *(x.data_ptr(), cos.data_ptr(), sin.data_ptr(), y.data_ptr(), *x.shape, 2 * cos.shape[-1]),
-            *(*x.stride()[:-1], *table_strides(cos), interleaved, inverse, DTYPES[x.dtype]),
-        )
-        return y
 
     def forward(
         x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool, out: torch.Tensor | None = None
     ) -> torch.Tensor:
-        return run(x, cos, sin, interleaved, out, False)
+        return rotate(launch, (x,), cos, sin, interleaved, False, None if out is None else (out,))[0]
 
     def backward(
         dy: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool, out: torch.Tensor | None = None
     ) -> torch.Tensor:
-        return run(dy, cos, sin, interleaved, out, True)
+        return rotate(launch, (dy,), cos, sin, interleaved, True, None if out is None else (out,))[0]
 
     return Impl(kernels.name, forward, backward, kernels.why_not, (kernels.device,))
+
+
+def rotate(
+    launch: Callable,
+    inputs: Sequence[torch.Tensor],
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    interleaved: bool,
+    inverse: bool,
+    outputs: Sequence[torch.Tensor] | None,
+) -> Sequence[torch.Tensor]:
+    """One or two tensors that share B, T and K, rotated in one call; into `outputs`, which may be the inputs."""
+    inputs = [with_whole_rows(x) for x in inputs]
+    cos, sin = with_whole_rows(cos.float()), with_whole_rows(sin.float())
+    if cos.stride() != sin.stride():
+        cos, sin = cos.contiguous(), sin.contiguous()
+    if outputs is None:
+        outputs = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs]
+    q, q_out = inputs[0], outputs[0]
+    batch, tokens, q_heads, head_dim = q.shape
+    if len(inputs) == 1:
+        k_address, k_out_address, k_heads, k_strides, k_out_strides = 0, 0, 0, NOTHING, NOTHING
+    else:
+        k, k_out = inputs[1], outputs[1]
+        k_address, k_out_address, k_heads = k.data_ptr(), k_out.data_ptr(), k.shape[2]
+        k_strides, k_out_strides = k.stride()[:-1], k_out.stride()[:-1]
+    launch(
+        *(q.data_ptr(), k_address, q_out.data_ptr(), k_out_address, cos.data_ptr(), sin.data_ptr()),
+        *(batch, tokens, q_heads, k_heads, head_dim, 2 * cos.shape[-1]),
+        *(*q.stride()[:-1], *k_strides, *q_out.stride()[:-1], *k_out_strides),
+        *(*table_strides(cos), interleaved, inverse, DTYPES[q.dtype]),
+    )
+    return outputs
 
 
 def with_whole_rows(x: torch.Tensor) -> torch.Tensor:
