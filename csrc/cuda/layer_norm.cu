@@ -48,18 +48,28 @@ __global__ void __launch_bounds__(kMaxThreads, 1) forward_kernel(const LayerNorm
     const float mean = row_sum(total) / float(args.dim);
     // A thread reads again what it read or wrote itself: no barrier is needed.
     const T* s_row = residual ? sum + row * args.dim : x_row;
+    // What rounding left of the mean, which matters where rows lie far from zero.
+    float rest = 0.0f;
+    for_each_vector<kHeld>(vectors, [&](int64_t v, int i) {
+      const Vector<T, kWidth> s = i < kHeld ? held[i] : load<kWidth>(s_row + v * kWidth);
+      for (int k = 0; k < kWidth; ++k) rest += s[k] - mean;
+    });
+    rest = row_sum(rest) / float(args.dim);
     float squares = 0.0f;
     for_each_vector<kHeld>(vectors, [&](int64_t v, int i) {
       const Vector<T, kWidth> s = i < kHeld ? held[i] : load<kWidth>(s_row + v * kWidth);
-      for (int k = 0; k < kWidth; ++k) squares += (s[k] - mean) * (s[k] - mean);
+      for (int k = 0; k < kWidth; ++k) {
+        const float distance = s[k] - mean - rest;
+        squares += distance * distance;
+      }
     });
     const float rstd = 1.0f / sqrtf(row_sum(squares) / float(args.dim) + args.eps);
-    if (args.mean && threadIdx.x == 0 && row < args.rows) args.mean[row] = mean, args.rstd[row] = rstd;
+    if (args.mean && threadIdx.x == 0 && row < args.rows) args.mean[row] = mean + rest, args.rstd[row] = rstd;
     for_each_vector<kHeld>(vectors, [&](int64_t v, int i) {
       const Vector<T, kWidth> s = i < kHeld ? held[i] : load<kWidth>(s_row + v * kWidth);
       const Vector<W, kWidth> w = columns<kWidth>(weight, v, 1.0f), b = columns<kWidth>(bias, v, 0.0f);
       Vector<T, kWidth> out;
-      for (int k = 0; k < kWidth; ++k) out.set(k, (s[k] - mean) * rstd * w[k] + b[k]);
+      for (int k = 0; k < kWidth; ++k) out.set(k, (s[k] - mean - rest) * rstd * w[k] + b[k]);
       store(y + row * args.dim + v * kWidth, out);
     });
   }

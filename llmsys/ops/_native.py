@@ -101,6 +101,7 @@ def grouped_rows(*tensors: torch.Tensor | None) -> tuple:
     """
     given = [tensor for tensor in tensors if tensor is not None]
     inner = 1
+    rows: list[tuple[torch.Tensor, int, int | None]]
     if all(tensor.is_contiguous() for tensor in given):
         rows = [(tensor, 0, tensor.shape[-1]) for tensor in given]
     else:
