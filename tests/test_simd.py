@@ -18,7 +18,7 @@ FLAGS = {
     "avx2": ("-DLLMSYS_ISA=avx2", "-mavx2", "-mfma", "-mf16c"),
     "avx512": (
         *("-DLLMSYS_ISA=avx512", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"),
-        "-Wno-maybe-uninitialized",
+        *("-Wno-maybe-uninitialized", "-Wno-uninitialized"),
     ),
     EMULATED: avx512.FLAGS,
 }
