@@ -12,16 +12,17 @@ namespace {
 // `element` is the number of the first among all that the seed serves.
 template <bool kStream, class T>
 void drop(const T* x, T* y, int64_t size, uint64_t element, const Dropout& args) {
+  const PhiloxKeys keys(args.seed);
   const U32 threshold = splat(args.threshold);
   auto kept = [&](U32 words, F32 value) { return select(words >= threshold, value * args.scale, F32{}); };
   for_each_pair(
       size,
       [&](int64_t d) {
-        Words words = random_words(args.seed, element + d);
+        Words words = random_words(keys, element + d);
         store_pair<kStream>(y + d, kept(words.low, load(x + d)), kept(words.high, load(x + d + kLanes)));
       },
       [&](int64_t d, int count) {
-        store(y + d, kept(random_words(args.seed, element + d).low, load(x + d, count)), count);
+        store(y + d, kept(random_words(keys, element + d).low, load(x + d, count)), count);
       });
 }
 

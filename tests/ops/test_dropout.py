@@ -68,6 +68,15 @@ def test_bits_are_the_references(runner, dtype):
 
 
 @by_runner
+@pytest.mark.parametrize("p", [1.0, 1 - 2**-40])
+def test_everything_is_dropped(runner, p):
+    """Where no word is as large as p · 2³²; into a result that exists, too."""
+    x = torch.full((5, 7), float("nan"))
+    assert (called(runner, x, p, 3) == 0).all()
+    assert (OP.implementations[runner.implementation].forward(x, p, 3, 0, out=torch.ones(5, 7)) == 0).all()
+
+
+@by_runner
 def test_a_piece_takes_its_own_words(runner):
     x = torch.randn(3001)
     whole = called(runner, x, 0.5, 7, 100)

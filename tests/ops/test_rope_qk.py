@@ -3,11 +3,13 @@ import torch
 
 from llmsys import rope, rope_qk, rope_tables
 from llmsys.ops._op import use
+from llmsys.ops.rope import OP as ROPE
 from llmsys.ops.rope_qk import OP, cases
 from tests.harness import DTYPES, checks, runners, same_bits
 
 SURFACE = {"rope_qk": "(q, k, cos, sin, *, interleaved=False, out=None)"}
 
+runners(ROPE)  # its emulated and simulated implementations are called below too
 by_runner = pytest.mark.parametrize("runner", runners(OP), ids=lambda runner: runner.name)
 
 

@@ -12,7 +12,6 @@ EDGES = ((4096, 4097), (1, 1))
 VARIANTS: tuple[dict, ...] = (
     {},
     {"p": 0.0},
-    {"p": 1.0},
     {"offset": 5},
     {"offset": 2**34 - 18, "dropout_seed": -1},  # the counter's low word overflows on the way
 )

@@ -10,7 +10,7 @@ from llmsys.ops import _native
 from llmsys.ops._native import DTYPES, Kernels
 from llmsys.ops._op import Impl
 
-NOTHING = 0, 0, 0  # strides of what is not there
+NOTHING: tuple[int, ...] = 0, 0, 0  # strides of what is not there
 
 
 def implementation(kernels: Kernels) -> Impl:
