@@ -134,7 +134,6 @@ def assert_near(y: torch.Tensor, x: torch.Tensor, expected: torch.Tensor, most: 
     assert torch.equal(y.isnan(), x.isnan())
     if len(y):
         worst = ulps(y[~x.isnan()], expected[~x.isnan()])
-        print(worst)
         assert worst <= most, worst
 
 
