@@ -51,8 +51,8 @@ def sloped(x, ACTIVATION: tl.constexpr):
     elif ACTIVATION == "gelu_tanh":
         # Beyond 30 the sigmoid is 0 or 1 exactly, and x² must not become infinite beside a 0. NaN through.
         z = tl.where(x > 30.0, 30.0, tl.where(x < -30.0, -30.0, x))
-        sigmoid, complement = sigmoid_both(SQRT_8_OVER_PI * (z + 0.044715 * z * z * z))
-        inner = SQRT_8_OVER_PI * (1.0 + 0.134145 * z * z)
+        sigmoid, complement = sigmoid_both((z + 0.044715 * z * z * z) * SQRT_8_OVER_PI)
+        inner = (1.0 + 0.134145 * z * z) * SQRT_8_OVER_PI
         value, slope = x * sigmoid, sigmoid + z * sigmoid * complement * inner
     elif ACTIVATION == "relu":
         value, slope = tl.where(x <= 0, 0.0, x), tl.where(x <= 0, 0.0, 1.0)

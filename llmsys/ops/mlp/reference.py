@@ -34,8 +34,9 @@ def backward(
     activation: str,
     out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(dx, dgate_weight, dup_weight, ddown_weight)."""
+    """(dx, dgate_weight, dup_weight, ddown_weight). gate and up are computed again, so that this too has a gradient."""
     glu, options = GLUS[activation]
+    gate, up = linear(x, gate_weight), linear(x, up_weight)
     h = glu.forward(gate, up, *options)
     dgate, dup = glu.backward(dy @ down_weight, gate, up, *options)
     dx = dgate @ gate_weight + dup @ up_weight
