@@ -168,11 +168,11 @@ def test_within_two_ulp(isa, function):
 
 @isas
 def test_normal_cdf(isa):
-    """Twice the smallest step from 1 down, and seven on the way to 0, which PyTorch's 0.5 (1 + erf) reaches at -5.5."""
+    """Three ulp from 0 up, and seven on the way down to 0, which PyTorch's 0.5 (1 + erf) reaches at -5.5."""
     for x in arguments((-14.1, -14.2), (-12.99, -13.01), (5.41, 5.42)):
         y, expected = mapped(isa, "normal_cdf", x), torch.erfc(x.double() / -math.sqrt(2)) / 2
         above = ~(x < 0)
-        assert_near(y[above], x[above], expected[above], 2)
+        assert_near(y[above], x[above], expected[above], 3)
         assert_near(y[~above], x[~above], expected[~above], 7)
 
 

@@ -363,7 +363,7 @@ LLMSYS_INLINE F32 bell(F32 x) {
   return as_f32(as_u32(p) + (as_u32(shifted) << 23));
 }
 
-// The normal distribution at x, over all of float32: P(X <= x), to within 2 ulp where x >= 0 and 7 ulp below, down to
+// The normal distribution at x, over all of float32: P(X <= x), to within 3 ulp where x >= 0 and 7 ulp below, down to
 // the smallest; and e^(-x^2 / 2), which the density is in proportion to.
 struct Normal {
   F32 cdf, bell;

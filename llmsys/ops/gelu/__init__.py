@@ -28,7 +28,7 @@ def gelu(x: torch.Tensor, *, approximate: str = "none", out: torch.Tensor | None
 
     Shapes     x (..., D) float16/bfloat16/float32/float64, any strides → y (..., D), contiguous;
                `out`, where given, is y
-    Numerics   computed in float32 (float64 for float64); on the CPU's kernels Φ is right to 2 ulp for x >= 0 and to
+    Numerics   computed in float32 (float64 for float64); on the CPU's kernels Φ is right to 3 ulp for x >= 0 and to
                7 ulp below, where PyTorch's vanishes at -5.5; y rounded once
     Gradient   dx; saves x
     Cost       2·N·itemsize bytes: bandwidth-bound
