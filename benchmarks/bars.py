@@ -108,6 +108,15 @@ def half_on_avx2(op: str) -> tuple[Bar, ...]:
     return tuple(Bar(op, case, "times", 0.5, "cpu", "cpu[avx2]", "AVX-512") for case in cases)
 
 
+def pointwise(op: str) -> tuple[Bar, ...]:
+    """What every activation and gated unit is held to."""
+    return (
+        ready(op, "forward", 80),
+        ready(op, "backward", 65),
+        *(public(op, direction, (2048, 2048), 1.3, "torch.compile") for direction in DIRECTIONS),
+    )
+
+
 DIRECTIONS = ("forward", "forward+backward")
 SMALL = ((16, 64), (16, 1024), (32, 1024))  # 2, 32 and 64 KiB of bfloat16
 

@@ -4,12 +4,10 @@
 
 #include <cstdint>
 
+#include "activation.h"
 #include "dtype.h"
 
 namespace llmsys {
-
-// The numbers are shared with llmsys/ops/linear/native.py.
-enum class Activation : int { none = 0, relu = 1, relu2 = 2, silu = 3 };
 
 struct LinearForward {
   const void* x;         // (rows, depth)

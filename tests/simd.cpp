@@ -65,3 +65,15 @@ EXPORT void block_exp(const float* from, float* to, int64_t size) {
 EXPORT void vector_sqrt(const float* from, float* to, int64_t size) {
   apply(Way::pair, from, to, size, [](F32 x) { return sqrt(x); });
 }
+
+EXPORT void vector_tanh(const float* from, float* to, int64_t size) {
+  apply(Way::pair, from, to, size, [](F32 x) { return tanh(x); });
+}
+
+EXPORT void vector_normal_cdf(const float* from, float* to, int64_t size) {
+  apply(Way::pair, from, to, size, [](F32 x) { return normal(x).cdf; });
+}
+
+EXPORT void vector_bell(const float* from, float* to, int64_t size) {
+  apply(Way::pair, from, to, size, [](F32 x) { return bell(x); });
+}

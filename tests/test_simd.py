@@ -1,7 +1,9 @@
 """csrc/cpu/simd.h on every instruction set of this machine, and as compiled for AVX-512 on AVX2."""
 
 import ctypes
+import math
 import re
+from collections.abc import Iterator
 from functools import cache
 
 import pytest
@@ -120,21 +122,60 @@ def test_float32_stays(isa, way):
     assert same_bits(converted(isa, way, values, torch.float32), values)
 
 
+def ulps(y: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest distance of float32 `y` from float64 `expected`, in units of its last place."""
+    # Infinity counts as the number that would follow the largest.
+    y, expected = (t.double().clamp(max=2.0**128) for t in (y, expected))
+    ulp = torch.ldexp(torch.ones_like(expected), (expected.frexp().exponent - 24).clamp(-149, 104))
+    return ((y - expected).abs() / ulp).max().item()
+
+
+def assert_near(y: torch.Tensor, x: torch.Tensor, expected: torch.Tensor, most: float) -> None:
+    assert torch.equal(y.isnan(), x.isnan())
+    if len(y):
+        worst = ulps(y[~x.isnan()], expected[~x.isnan()])
+        assert worst <= most, worst
+
+
+def arguments(*edges: tuple[float, float]) -> Iterator[torch.Tensor]:
+    """A value in 1021 of all float32, many over [-16, 16], and every one between two edges."""
+    bits = [torch.tensor(ends).view(torch.int32).tolist() for ends in edges]
+    for first, last, step in ((-(2**31), 2**31, 1021), *((first, last, 1) for first, last in bits)):
+        x = torch.arange(first, last, step).to(torch.int32).view(torch.float32)
+        yield x[: len(x) // 32 * 32]
+    yield torch.linspace(-16, 16, 2**20)
+
+
+FUNCTIONS = {
+    "vector_exp": torch.exp,
+    "block_exp": torch.exp,
+    "vector_tanh": torch.tanh,
+    "vector_bell": lambda x: torch.exp(-x * x / 2),
+}
+# Where results become 0, infinity or 1, where one formula takes over from another, and all that matters most.
+EDGES = {
+    "vector_exp": ((88.70, 88.75), (-103.95, -104.05)),
+    "block_exp": ((88.70, 88.75), (-103.95, -104.05)),
+    "vector_tanh": ((0.62, 0.63), (-0.62, -0.63), (9.0, 9.1)),
+    "vector_bell": ((12.99, 13.01), (14.4, 14.5)),
+}
+
+
 @isas
-@pytest.mark.parametrize("function", ["vector_exp", "block_exp"])
-def test_exp_within_two_ulp(isa, function):
-    """Against float64: a value in 1021 of all float32, and every one where results become 0 or infinity."""
-    edges = [torch.tensor(ends).view(torch.int32).tolist() for ends in ((88.70, 88.75), (-103.95, -104.05))]
-    for start, end, step in ((-(2**31), 2**31, 1021), *((first, last, 1) for first, last in edges)):
-        x = torch.arange(start, end, step).to(torch.int32).view(torch.float32)
-        x = x[: len(x) // 32 * 32]
-        y, expected = mapped(isa, function, x), x.double().exp()
-        assert torch.equal(y.isnan(), x.isnan())
-        # Infinity counts as the number that would follow the largest.
-        y, expected = (t.double().clamp(max=2.0**128)[~x.isnan()] for t in (y, expected))
-        ulp = torch.ldexp(torch.ones_like(expected), (expected.frexp().exponent - 24).clamp(-149, 104))
-        worst = ((y - expected).abs() / ulp).max().item()
-        assert worst <= 2, worst
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_within_two_ulp(isa, function):
+    for x in arguments(*EDGES[function]):
+        assert_near(mapped(isa, function, x), x, FUNCTIONS[function](x.double()), 2)
+
+
+@isas
+def test_normal_cdf(isa):
+    """Three ulp from 0 up, and seven on the way down to 0, which PyTorch's 0.5 (1 + erf) reaches at -5.5."""
+    for x in arguments((-14.1, -14.2), (-12.99, -13.01), (5.41, 5.42)):
+        y, expected = mapped(isa, "vector_normal_cdf", x), torch.erfc(x.double() / -math.sqrt(2)) / 2
+        above = ~(x < 0)
+        assert_near(y[above], x[above], expected[above], 3)
+        assert_near(y[~above], x[~above], expected[~above], 7)
 
 
 @isas

@@ -23,8 +23,8 @@ void without_stream(const Args& args, void*) {
   run(args);
 }
 
-// What Python passes for a field: addresses and element types are integers.
-template <class Field>
+// What Python passes for a field: addresses and enumerations are integers.
+template <class Field, class = void>
 struct Passed {
   using type = Field;
 };
@@ -32,8 +32,8 @@ template <class T>
 struct Passed<T*> {
   using type = uintptr_t;
 };
-template <>
-struct Passed<DType> {
+template <class Enum>
+struct Passed<Enum, std::enable_if_t<std::is_enum_v<Enum>>> {
   using type = int;
 };
 

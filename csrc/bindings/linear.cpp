@@ -4,11 +4,6 @@
 
 namespace llmsys {
 
-template <>
-struct Passed<Activation> {
-  using type = int;
-};
-
 namespace {
 
 [[maybe_unused]] void bind(pybind11::module_& module, Kernel<LinearForward> forward, Kernel<LinearBackward> backward) {

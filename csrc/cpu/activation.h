@@ -1,31 +1,55 @@
-// Activations of float32 vectors and their derivatives, one type each.
+// Activations of float32 vectors, one type each: the value, and the value with the derivative, which shares its terms.
 #pragma once
 
-#include "../linear.h"
+#include "../activation.h"
 #include "simd.h"
 
 namespace llmsys::cpu::LLMSYS_ISA {
 
-struct Identity {
-  static LLMSYS_INLINE F32 value(F32 z) { return z; }
-  static LLMSYS_INLINE F32 slope(F32) { return splat(1.0f); }
+struct Sloped {
+  F32 value, slope;
 };
 
-struct ReLU {
-  static LLMSYS_INLINE F32 value(F32 z) { return z <= 0.0f ? F32{} : z; }  // NaN through
-  static LLMSYS_INLINE F32 slope(F32 z) { return z <= 0.0f ? F32{} : splat(1.0f); }
+struct Identity {
+  static LLMSYS_INLINE F32 value(F32 x) { return x; }
+  static LLMSYS_INLINE Sloped with_slope(F32 x) { return {x, splat(1.0f)}; }
+};
+
+struct ReLU {  // NaN through
+  static LLMSYS_INLINE F32 value(F32 x) { return x <= 0.0f ? F32{} : x; }
+  static LLMSYS_INLINE Sloped with_slope(F32 x) { return {value(x), x <= 0.0f ? F32{} : splat(1.0f)}; }
 };
 
 struct ReLU2 {
-  static LLMSYS_INLINE F32 value(F32 z) { return ReLU::value(z) * ReLU::value(z); }
-  static LLMSYS_INLINE F32 slope(F32 z) { return 2.0f * ReLU::value(z); }
+  static LLMSYS_INLINE F32 value(F32 x) { return ReLU::value(x) * ReLU::value(x); }
+  static LLMSYS_INLINE Sloped with_slope(F32 x) { return {value(x), 2.0f * ReLU::value(x)}; }
 };
 
 struct SiLU {
-  static LLMSYS_INLINE F32 value(F32 z) { return z * sigmoid(z); }
-  static LLMSYS_INLINE F32 slope(F32 z) {
-    const F32 s = sigmoid(z), silu = z * s;
-    return s + silu * (1.0f - s);
+  static LLMSYS_INLINE F32 value(F32 x) { return x * sigmoid(x); }
+  static LLMSYS_INLINE Sloped with_slope(F32 x) {
+    F32 s = sigmoid(x), silu = x * s;
+    return {silu, s + silu * (1.0f - s)};
+  }
+};
+
+struct GELU {
+  static LLMSYS_INLINE F32 value(F32 x) { return x * normal(x).cdf; }
+  static LLMSYS_INLINE Sloped with_slope(F32 x) {
+    auto [cdf, bell] = normal(x);
+    return {x * cdf, cdf + x * (bell * 0.398942280f)};  // 1 / sqrt(2 pi)
+  }
+};
+
+// x (1 + tanh u) / 2 with u = sqrt(2 / pi) (x + 0.044715 x^3), as x sigmoid(2 u): the same function.
+struct GELUTanh {
+  static LLMSYS_INLINE F32 value(F32 x) { return x * sigmoid(x * (1.59576912f + 0.0713548163f * (x * x))); }
+  static LLMSYS_INLINE Sloped with_slope(F32 x) {
+    // Beyond 30 the sigmoid is 0 or 1 exactly, and x^2 must not become infinite beside a 0. NaN through.
+    F32 z = x > 30.0f ? splat(30.0f) : (x < -30.0f ? splat(-30.0f) : x);
+    F32 square = z * z;
+    F32 s = sigmoid(z * (1.59576912f + 0.0713548163f * square));
+    return {x * s, s + z * s * (1.0f - s) * (1.59576912f + 0.214064449f * square)};
   }
 };
 
@@ -41,6 +65,10 @@ LLMSYS_INLINE void with_activation(Activation activation, Visit visit) {
       return visit(ReLU2{});
     case Activation::silu:
       return visit(SiLU{});
+    case Activation::gelu:
+      return visit(GELU{});
+    case Activation::gelu_tanh:
+      return visit(GELUTanh{});
   }
 }
 

@@ -39,8 +39,10 @@ void backward_of_activation(const LinearBackward& args) {
       for (int64_t col = 0; col < args.cols; col += kLanes) {
         const int count = args.cols - col < kLanes ? int(args.cols - col) : kLanes;
         const int64_t at = row * args.cols + col;
-        store_some(dz + at,
-                   load_some(dy + row * args.dy_row_stride + col, count) * F::slope(load_some(pre + at, count)), count);
+        store_some(
+            dz + at,
+            load_some(dy + row * args.dy_row_stride + col, count) * F::with_slope(load_some(pre + at, count)).slope,
+            count);
       }
   });
 }

@@ -1,7 +1,7 @@
 #include "../swiglu.h"
 
 #include "dispatch.h"
-#include "parallel.h"
+#include "pointwise.h"
 #include "simd.h"
 #include "stream.h"
 
@@ -48,26 +48,6 @@ void backward_span(const T* dy, const T* gate, const T* up, T* dgate, T* dup, in
         store(dgate + d, both.gate, count);
         store(dup + d, both.up, count);
       });
-}
-
-// Calls span(row, offset, size) over all elements: runs inside rows, or one long row where every stride allows it.
-template <class T, class Span>
-void for_each_span(int64_t rows, int64_t dim, bool contiguous, int64_t arrays, Span span) {
-  if (contiguous) {
-    dim *= rows;
-    rows = 1;
-  }
-  // Runs start on whole vectors, so that aligned arrays stay aligned.
-  constexpr int64_t kRun = 4096;
-  const int64_t runs = (dim + kRun - 1) / kRun;
-  parallel_for(rows * runs, grain_of(arrays * (dim < kRun ? dim : kRun) * int64_t(sizeof(T))),
-               [&](int64_t begin, int64_t end) {
-                 for (int64_t i = begin; i < end; ++i) {
-                   int64_t offset = i % runs * kRun;
-                   span(i / runs, offset, dim - offset < kRun ? dim - offset : kRun);
-                 }
-                 stream_fence();
-               });
 }
 
 template <bool kStream, class T>

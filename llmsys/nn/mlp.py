@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from llmsys.ops.swiglu import swiglu
+from llmsys.ops.mlp import mlp
 
 
 class MLP(torch.nn.Module):
-    """`down(silu(gate(x)) · up(x))`, three matrices without bias.
+    """`down(silu(gate(x)) · up(x))`, three matrices without bias; `llmsys.mlp` says what is kept for the backward.
 
     Shapes     x (..., dim) → (..., dim); gate and up (hidden_dim, dim), down (dim, hidden_dim)
     Source     Shazeer 2020, arXiv:2002.05202, eq. 6 (FFN_SwiGLU)
@@ -20,4 +20,4 @@ class MLP(torch.nn.Module):
         self.down = torch.nn.Linear(hidden_dim, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(swiglu(self.gate(x), self.up(x)))
+        return mlp(x, self.gate.weight, self.up.weight, self.down.weight)

@@ -6,8 +6,11 @@ from llmsys.ops._op import Explanation as Explanation, explain as explain, use a
 from llmsys.ops.adamw import adamw as adamw
 from llmsys.ops.add_layer_norm import add_layer_norm as add_layer_norm
 from llmsys.ops.add_rms_norm import add_rms_norm as add_rms_norm
+from llmsys.ops.clamped_swiglu import clamped_swiglu as clamped_swiglu
 from llmsys.ops.dropout import dropout as dropout
 from llmsys.ops.embedding import embedding as embedding
+from llmsys.ops.geglu import geglu as geglu
+from llmsys.ops.gelu import gelu as gelu
 from llmsys.ops.grad_norm import grad_norm as grad_norm
 from llmsys.ops.group_norm import group_norm as group_norm
 from llmsys.ops.l2_norm import l2_norm as l2_norm
@@ -18,6 +21,9 @@ from llmsys.ops.lora_linear import (
     lora_merge as lora_merge,
     lora_unmerge as lora_unmerge,
 )
+from llmsys.ops.mlp import mlp as mlp
+from llmsys.ops.reglu import reglu as reglu
+from llmsys.ops.relu2 import relu2 as relu2
 from llmsys.ops.rms_norm import rms_norm as rms_norm
 from llmsys.ops.rope import (
     LinearScaling as LinearScaling,
@@ -28,6 +34,7 @@ from llmsys.ops.rope import (
     rope_tables as rope_tables,
 )
 from llmsys.ops.rope_qk import rope_qk as rope_qk
+from llmsys.ops.silu import silu as silu
 from llmsys.ops.swiglu import swiglu as swiglu
 
 _op.check_forced(_env.forced_implementations())

@@ -72,6 +72,12 @@ def same(op: str, **tensors: torch.Tensor) -> None:
             )
 
 
+def approximate(op: str, given: str) -> None:
+    """GELU's two formulas, as torch names them."""
+    if given not in ("none", "tanh"):
+        raise ValueError(f"llmsys.{op}: approximate is {given!r}, expected 'none' or 'tanh'")
+
+
 def out(op: str, given: torch.Tensor, like: torch.Tensor) -> None:
     """A result shaped like `like` can be written to `given`."""
     fits = given.shape == like.shape and given.dtype == like.dtype and given.device == like.device

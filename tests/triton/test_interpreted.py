@@ -7,6 +7,7 @@ triton = pytest.importorskip("triton")
 tl = pytest.importorskip("triton.language")
 
 from llmsys import env  # noqa: E402
+from llmsys.ops._activation_triton import exp_negative  # noqa: E402
 from llmsys.ops._triton import load, store  # noqa: E402
 from llmsys.ops._verify import verify  # noqa: E402
 from llmsys.ops.add_rms_norm import OP, cases  # noqa: E402
@@ -24,7 +25,7 @@ def convert_kernel(source_ptr, result_ptr, BLOCK: tl.constexpr):
 @triton.jit
 def exp_kernel(x_ptr, result_ptr, BLOCK: tl.constexpr):
     index = tl.arange(0, BLOCK)
-    tl.store(result_ptr + index, swiglu.exp_negative(tl.load(x_ptr + index)))
+    tl.store(result_ptr + index, exp_negative(tl.load(x_ptr + index)))
 
 
 def converted(source: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

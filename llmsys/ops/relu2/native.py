@@ -1,0 +1,14 @@
+"""Squared ReLU on native kernels."""
+
+from llmsys.ops import _native
+from llmsys.ops._activation_native import unary
+from llmsys.ops._native import Kernels
+from llmsys.ops._op import Impl
+
+
+def implementation(kernels: Kernels) -> Impl:
+    """Squared ReLU on `kernels`."""
+    return unary(kernels, lambda: "relu2")
+
+
+CPU: Impl = implementation(_native.CPU)
