@@ -106,9 +106,8 @@ def gapped(tensor: torch.Tensor) -> torch.Tensor:
     """Rows with a gap after each: one stride fits."""
     if tensor.dim() < 2:
         return tensor
-    wide = torch.full(
-        (*tensor.shape[:-1], tensor.shape[-1] + 3), float("nan"), dtype=tensor.dtype, device=tensor.device
-    )
+    gap = float("nan") if tensor.is_floating_point() else torch.iinfo(tensor.dtype).max
+    wide = torch.full((*tensor.shape[:-1], tensor.shape[-1] + 3), gap, dtype=tensor.dtype, device=tensor.device)
     wide[..., : tensor.shape[-1]] = tensor
     return wide[..., : tensor.shape[-1]]
 

@@ -214,7 +214,7 @@ class Op:
                 self._backward_plan.append(
                     ("optional" if argument.type == "Tensor?" else "grad", gradients[argument.name])
                 )
-            elif argument.type == "Tensor":
+            elif argument.type.startswith("Tensor"):  # "Tensor?" too: None is saved as None
                 self._backward_plan.append(("saved", len(self._saved)))
                 self._saved.append(sources[argument.name])
             else:

@@ -123,7 +123,8 @@ def leaves(op: Op, args: tuple) -> tuple:
 
 
 def _wide(args: tuple) -> tuple:
-    return _each(torch.Tensor.double, args)
+    """`args` with floats in float64; integers are what they are."""
+    return _each(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor, args)
 
 
 def _each(change: Layout, args: tuple) -> tuple:
