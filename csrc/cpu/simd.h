@@ -234,6 +234,36 @@ LLMSYS_INLINE void store_pair(Half* p, F32 low, F32 high) {
   store_vector<kStream>(p, narrow_pair(to_bits(Half{}, low), to_bits(Half{}, high)));
 }
 
+// Two vectors with the elements of [p, p + 2 * kLanes), in an order of their own that store_mixed undoes: for bfloat16
+// the even and the odd ones, which one shift and one mask take apart. For sums, and for what goes back where it was.
+struct Mixed {
+  F32 first, second;
+};
+
+template <class T>
+LLMSYS_INLINE Mixed load_mixed(const T* p) {
+  if constexpr (__is_same(T, bfloat16)) {
+    U32 bits;
+    memcpy(&bits, p, sizeof bits);
+    return {as_f32(bits << 16), as_f32(bits & 0xffff0000u)};
+  } else {
+    return {load(p), load(p + kLanes)};
+  }
+}
+
+// Needs values that are not NaN.
+template <bool kStream, class T>
+LLMSYS_INLINE void store_mixed(T* p, Mixed values) {
+  if constexpr (__is_same(T, bfloat16)) {
+    U32 even = as_u32(values.first), odd = as_u32(values.second);
+    even = even + 0x7fffu + ((even >> 16) & 1u);
+    odd = odd + 0x7fffu + ((odd >> 16) & 1u);
+    store_vector<kStream>(p, (even >> 16) | (odd & 0xffff0000u));
+  } else {
+    store_pair<kStream>(p, values.first, values.second);
+  }
+}
+
 // Streamed stores are weakly ordered: a fence before another thread may read them.
 LLMSYS_INLINE void stream_fence() {
 #if defined(__x86_64__)
@@ -302,6 +332,27 @@ LLMSYS_INLINE F32 exp(F32 x) {
 
 // 1 / (1 + e^-x): exact limits at both ends, never NaN from a finite or infinite x.
 LLMSYS_INLINE F32 sigmoid(F32 x) { return 1.0f / (1.0f + exp(-x)); }
+
+// tanh, to a few ulp: near 0 by a polynomial (Cephes tanhf, Moshier 1989), where 1 - 2 / (e^2x + 1) would cancel.
+LLMSYS_INLINE F32 tanh(F32 x) {
+  F32 magnitude = as_f32(as_u32(x) & 0x7fffffffu);
+  F32 far = 1.0f - 2.0f / (exp(magnitude + magnitude) + 1.0f);
+  F32 square = x * x;
+  F32 p = splat(-5.70498872745e-3f);
+  p = p * square + 2.06390887954e-2f;
+  p = p * square - 5.37397155531e-2f;
+  p = p * square + 1.33314422036e-1f;
+  p = p * square - 3.33332819422e-1f;
+  F32 near = p * (square * x) + x;
+  return select(magnitude < 0.625f, near, as_f32(as_u32(far) | (as_u32(x) & 0x80000000u)));
+}
+
+// The largest lane; NaN is passed over where another lane is none.
+LLMSYS_INLINE float max_lane(F32 x) {
+  float highest = x[0];
+  for (int i = 1; i < kLanes; ++i) highest = x[i] > highest ? x[i] : highest;
+  return highest;
+}
 
 // Calls body(offset) for whole pairs of vectors, then tail(offset, count) for what is left, a vector at most at a time.
 template <class Body, class Tail>
