@@ -7,6 +7,7 @@ from llmsys.ops.adamw import adamw as adamw
 from llmsys.ops.add_rms_norm import add_rms_norm as add_rms_norm
 from llmsys.ops.cross_entropy import cross_entropy as cross_entropy
 from llmsys.ops.grad_norm import grad_norm as grad_norm
+from llmsys.ops.linear_cross_entropy import linear_cross_entropy as linear_cross_entropy
 from llmsys.ops.rms_norm import rms_norm as rms_norm
 from llmsys.ops.rope import rope as rope, rope_tables as rope_tables
 from llmsys.ops.swiglu import swiglu as swiglu
