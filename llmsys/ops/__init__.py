@@ -6,6 +6,10 @@ from llmsys.ops._op import Explanation as Explanation, explain as explain, use a
 from llmsys.ops.adamw import adamw as adamw
 from llmsys.ops.add_rms_norm import add_rms_norm as add_rms_norm
 from llmsys.ops.cross_entropy import cross_entropy as cross_entropy
+from llmsys.ops.cross_entropy.sharded import (
+    cross_entropy_parts as cross_entropy_parts,
+    merge_cross_entropy as merge_cross_entropy,
+)
 from llmsys.ops.grad_norm import grad_norm as grad_norm
 from llmsys.ops.linear_cross_entropy import linear_cross_entropy as linear_cross_entropy
 from llmsys.ops.rms_norm import rms_norm as rms_norm

@@ -306,6 +306,16 @@ def test_small_gradients_in_float16():
     torch.testing.assert_close(scaled, direct)
 
 
+def test_breaks_the_graph_of_a_compiler():
+    """What is compiled around it calls it as it is, with its gradients."""
+    tensors, target = tensors_of(torch.float32)
+    x, w = (tensors[name].requires_grad_() for name in NAMES[:2])
+    compiled = torch.compile(lambda x: linear_cross_entropy(x * 2, w, target) * 3)
+    torch.testing.assert_close(compiled(x), linear_cross_entropy(x * 2, w, target) * 3)
+    expected = torch.autograd.grad(linear_cross_entropy(x * 2, w, target) * 3, (x, w))
+    torch.testing.assert_close(torch.autograd.grad(compiled(x), (x, w)), expected)
+
+
 def test_backward_twice():
     tensors, target = tensors_of(torch.float32)
     loss = linear_cross_entropy(tensors["input"].requires_grad_(), tensors["linear_weight"], target)

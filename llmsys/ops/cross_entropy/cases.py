@@ -50,8 +50,7 @@ def inputs(
     classes = shape[-1]
     logits, weight = random(seed, device, (shape, dtype), ((classes,), torch.float32))
     target = classes_of(seed, device, shape[:-1], classes)
-    weight = weight.abs() if weighted else None
-    return logits * scale, target, weight, IGNORED, label_smoothing, z_loss, softcap
+    return logits * scale, target, weight.abs() if weighted else None, IGNORED, label_smoothing, z_loss, softcap
 
 
 def classes_of(seed: int, device: str, shape: tuple[int, ...], classes: int) -> torch.Tensor:

@@ -166,9 +166,7 @@ def forward(
     out: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     logits, stride = rows_of(logits)
-    if out is None:
-        out = tuple(torch.empty(target.shape, dtype=torch.float32, device=logits.device) for _ in range(2))
-    loss, lse = out
+    loss, lse = out or (torch.empty(target.shape, dtype=torch.float32, device=logits.device) for _ in range(2))
     classes, block = logits.shape[-1], block_of(logits.shape[-1])
     if target.numel():
         with device_of(logits):

@@ -11,7 +11,6 @@ from llmsys.ops.linear_cross_entropy import engine
 from llmsys.ops.linear_cross_entropy.loss import CrossEntropy
 
 
-@torch.compiler.disable
 def linear_cross_entropy(
     input: Tensor,
     linear_weight: Tensor,
@@ -77,6 +76,10 @@ def linear_cross_entropy(
     if input.dtype == torch.float16:  # dlogits over the number of items would underflow: divide later, in float32
         return engine.sum_of(head, loss, scale, 1 / divisor)
     return engine.sum_of(head, loss, scale / divisor)
+
+
+# What torch.compiler.disable sets; that itself would import the compiler with the library.
+linear_cross_entropy._torchdynamo_disable = True  # type: ignore[attr-defined]
 
 
 def _check_shapes(

@@ -123,7 +123,7 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, loss: RowLoss, scale: Tensor, factor: Tensor | None, lora_scale: float, *tensors: Tensor):
-        head = Head(*tensors, lora_scale)  # type: ignore[misc]
+        head = _head_of(tensors, lora_scale)
         ctx.gradients = Gradients(head, ctx.needs_input_grad[4:], head.input.dtype if factor is None else torch.float32)
         ctx.factor = factor
         return _total(run(head, loss, scale, ctx.gradients), scale, factor)
@@ -148,12 +148,12 @@ class _PerRow(torch.autograd.Function):
     def forward(ctx: Any, loss: RowLoss, lora_scale: float, *tensors: Tensor):
         ctx.loss, ctx.lora_scale = loss, lora_scale
         ctx.save_for_backward(*tensors)
-        return run(Head(*tensors, lora_scale), loss, None, None)  # type: ignore[misc]
+        return run(_head_of(tensors, lora_scale), loss, None, None)
 
     @staticmethod
     def backward(ctx: Any, dlosses: Tensor):
         _refuse_second_derivative()
-        head = Head(*ctx.saved_tensors, ctx.lora_scale)
+        head = _head_of(ctx.saved_tensors, ctx.lora_scale)
         gradients = Gradients(head, ctx.needs_input_grad[2:], head.input.dtype)
         run(head, ctx.loss, dlosses.contiguous(), gradients)
         return None, None, *_finished(gradients, None)
@@ -170,6 +170,12 @@ def _finished(gradients: Gradients, factor: Tensor | None) -> list[Tensor | None
             gradient = gradient.to(getattr(gradients.head, name).dtype)
         found.append(gradient)
     return found
+
+
+def _head_of(tensors: Sequence[Tensor | None], lora_scale: float) -> Head:
+    input, weight, bias, lora_a, lora_b = tensors
+    assert input is not None and weight is not None
+    return Head(input, weight, bias, lora_a, lora_b, lora_scale)
 
 
 def _total(losses: Tensor, scale: Tensor, factor: Tensor | None) -> Tensor:
