@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -64,22 +67,27 @@ def linear_cross_entropy(
     wide = torch.promote_types(input.dtype, torch.float32)
     tokens = None if token_weights is None else token_weights.flatten().to(wide)
     if reduction == "none":
-        losses = engine.per_row(head, loss)
+        losses = _uncompiled(engine.per_row)(head, loss)
         return (losses if tokens is None else losses * tokens).view(target.shape)
     scale = torch.ones(flat_target.shape, dtype=wide, device=input.device) if tokens is None else tokens
     if reduction == "sum":
-        return engine.sum_of(head, loss, scale)
+        return _uncompiled(engine.sum_of)(head, loss, scale)
     if num_items is None:
         divisor = (loss.row_weights(wide) * scale).sum()
     else:
         divisor = torch.as_tensor(num_items, dtype=wide, device=input.device)
     if input.dtype == torch.float16:  # dlogits over the number of items would underflow: divide later, in float32
-        return engine.sum_of(head, loss, scale, 1 / divisor)
-    return engine.sum_of(head, loss, scale / divisor)
+        return _uncompiled(engine.sum_of)(head, loss, scale, 1 / divisor)
+    return _uncompiled(engine.sum_of)(head, loss, scale / divisor)
 
 
-# What torch.compiler.disable sets; that itself would import the compiler with the library.
+# A compiler's graph breaks here, as torch.compiler.disable has it, which would import the compiler with the library.
 linear_cross_entropy._torchdynamo_disable = True  # type: ignore[attr-defined]
+
+
+def _uncompiled(function: Callable) -> Callable:
+    """`function`, whose own calls a compiler at work outside leaves alone: kernels take addresses, not graphs."""
+    return torch.compiler.disable(function) if "torch._dynamo" in sys.modules else function
 
 
 def _check_shapes(

@@ -31,21 +31,21 @@ def project_back(dlogits: Tensor, weight: Tensor, out: Tensor) -> None:
         return
     total = torch.zeros(out.shape, dtype=torch.float32)
     for rows in _blocks(weight):
-        total.addmm_(dlogits[:, rows].float(), weight[rows].float())
+        torch.addmm(total, dlogits[:, rows].float(), weight[rows].float(), out=total)
     out.copy_(total)
 
 
 def add_outer(dlogits: Tensor, x: Tensor, out: Tensor) -> None:
     """out (V, D), float32 or wider, += dlogitsᵀ (V, N) · x (N, D)."""
     if x.dtype == out.dtype:
-        out.addmm_(dlogits.T, x)
+        torch.addmm(out, dlogits.T, x, out=out)  # not addmm_, which torch's counter of flops passes over
     elif x.is_cuda:  # in blocks, as what is added is a matrix by itself before
         for rows in _blocks(out):
             out[rows] += torch.mm(dlogits[:, rows].T, x, out_dtype=out.dtype)
     else:
         x = x.float()
         for rows in _blocks(out):
-            out[rows].addmm_(dlogits[:, rows].float().T, x)
+            torch.addmm(out[rows], dlogits[:, rows].float().T, x, out=out[rows])
 
 
 def _widened(x: Tensor) -> bool:
