@@ -102,6 +102,14 @@ def _flash_attn_rope():
     return apply_rotary_emb
 
 
+def _liger_cross_entropy():
+    from liger_kernel.transformers.functional import liger_cross_entropy
+
+    return lambda logits, target, weight, ignore_index, smoothing, z_loss, softcap: liger_cross_entropy(
+        logits.clone(), target, weight, ignore_index, z_loss, smoothing, "none", softcap or None
+    )
+
+
 def _deepspeed_adamw():
     from deepspeed.ops.adam import DeepSpeedCPUAdam
 
@@ -128,6 +136,8 @@ SWIGLU = (
     Peer("flash-attn", _flash_attn_swiglu, "flash_attn.ops.activations", "cuda"),
 )
 ROPE = (Peer("flash-attn", _flash_attn_rope, "flash_attn.layers.rotary", "cuda"),)
+# Liger writes the gradient over the logits it is given, which the next round still needs: its copy counts.
+CROSS_ENTROPY = (Peer("liger", _liger_cross_entropy, "liger_kernel", "cuda"),)
 # Here `build()` gives what makes an optimizer of parameters and options.
 ADAMW = (
     Peer("torch fused", lambda: partial(torch.optim.AdamW, fused=True)),

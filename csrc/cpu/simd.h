@@ -444,6 +444,13 @@ LLMSYS_INLINE Block silu(Block x) {
   return {x.first / (1.0f + e.first), x.second / (1.0f + e.second)};
 }
 
+// The largest lane; NaN is passed over where another lane is none.
+LLMSYS_INLINE float max_lane(F32 x) {
+  float highest = x[0];
+  for (int i = 1; i < kLanes; ++i) highest = x[i] > highest ? x[i] : highest;
+  return highest;
+}
+
 // Calls body(offset) for whole pairs of vectors, then tail(offset, count) for what is left, a vector at most at a time.
 template <class Body, class Tail>
 LLMSYS_INLINE void for_each_pair(int64_t size, Body body, Tail tail) {

@@ -143,22 +143,40 @@ __device__ void store(T* to, const Vector<T, kWidth>& vector, int64_t count) {
 
 // ---- reductions: the same bits in every thread, and every time ----
 
-__device__ inline float warp_sum(float value) {
-  for (int offset = kWarp / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(0xffffffffu, value, offset);
+struct Add {
+  static constexpr float kNothing = 0.0f;
+  __device__ float operator()(float a, float b) const { return a + b; }
+};
+
+struct Larger {
+  static constexpr float kNothing = -__builtin_huge_valf();
+  __device__ float operator()(float a, float b) const { return fmaxf(a, b); }
+};
+
+template <class Combine>
+__device__ float warp_reduce(float value, Combine combine) {
+  for (int offset = kWarp / 2; offset > 0; offset /= 2)
+    value = combine(value, __shfl_xor_sync(0xffffffffu, value, offset));
   return value;
 }
 
-// The sum over threadIdx.x, apart for each threadIdx.y. Needs blockDim.x a multiple of kWarp, and the whole block to
-// call it unless blockDim.x is kWarp.
-__device__ inline float row_sum(float value) {
-  value = warp_sum(value);
+// Over threadIdx.x, apart for each threadIdx.y. Needs blockDim.x a multiple of kWarp, and the whole block to call it
+// unless blockDim.x is kWarp.
+template <class Combine>
+__device__ float row_reduce(float value, Combine combine) {
+  value = warp_reduce(value, combine);
   if (blockDim.x == kWarp) return value;
-  LLMSYS_SHARED(float, warp_sums, kWarp);
+  LLMSYS_SHARED(float, of_warps, kWarp);
   const unsigned lane = threadIdx.x % kWarp, warps = blockDim.x / kWarp, first = threadIdx.y * warps;
-  __syncthreads();  // the sums of an earlier call have been read
-  if (lane == 0) warp_sums[first + threadIdx.x / kWarp] = value;
+  __syncthreads();  // what an earlier call left has been read
+  if (lane == 0) of_warps[first + threadIdx.x / kWarp] = value;
   __syncthreads();
-  return warp_sum(lane < warps ? warp_sums[first + lane] : 0.0f);
+  return warp_reduce(lane < warps ? of_warps[first + lane] : Combine::kNothing, combine);
 }
+
+__device__ inline float row_sum(float value) { return row_reduce(value, Add{}); }
+
+// The largest; NaN is passed over where another is none.
+__device__ inline float row_max(float value) { return row_reduce(value, Larger{}); }
 
 }  // namespace llmsys::cuda

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmsys.nn import MLP, RMSNorm
-from llmsys.ops import rope_qk, rope_tables
+from llmsys.ops import linear_cross_entropy, rope_qk, rope_tables
 
 PLAN = {
     "tensor": {
@@ -167,6 +167,15 @@ class Llama(nn.Module):
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         """Logits (B, T, V) of the token after each of `tokens_BT`, integers in [0, V)."""
+        return F.linear(self.hidden(tokens_BT), self.head_weight)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """(V, D), of the embedding where the head is tied to it."""
+        return self.embedding.weight if self.head is None else self.head.weight
+
+    def hidden(self, tokens_BT: Tensor) -> Tensor:
+        """What the head multiplies, (B, T, D)."""
         if tokens_BT.shape[-1] > self.config.max_sequence_length:
             raise ValueError(
                 f"llmsys.models.Llama: a sequence of {tokens_BT.shape[-1]} tokens, expected at most "
@@ -178,12 +187,11 @@ class Llama(nn.Module):
         )
         for block in self.blocks:
             x_BTD = block(x_BTD, cos, sin)
-        x_BTD = self.norm(x_BTD)
-        return F.linear(x_BTD, self.embedding.weight) if self.head is None else self.head(x_BTD)
+        return self.norm(x_BTD)
 
     def loss(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        """Mean cross entropy in nats, in float32; targets of -100 do not count."""
-        return F.cross_entropy(self(tokens_BT).flatten(0, -2).float(), targets_BT.flatten())
+        """Mean cross entropy in nats, in float32; targets of -100 do not count. No logits are kept."""
+        return linear_cross_entropy(self.hidden(tokens_BT), self.head_weight, targets_BT)
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:

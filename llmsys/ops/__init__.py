@@ -7,6 +7,11 @@ from llmsys.ops.adamw import adamw as adamw
 from llmsys.ops.add_layer_norm import add_layer_norm as add_layer_norm
 from llmsys.ops.add_rms_norm import add_rms_norm as add_rms_norm
 from llmsys.ops.clamped_swiglu import clamped_swiglu as clamped_swiglu
+from llmsys.ops.cross_entropy import cross_entropy as cross_entropy
+from llmsys.ops.cross_entropy.sharded import (
+    cross_entropy_parts as cross_entropy_parts,
+    merge_cross_entropy as merge_cross_entropy,
+)
 from llmsys.ops.dropout import dropout as dropout
 from llmsys.ops.embedding import embedding as embedding
 from llmsys.ops.geglu import geglu as geglu
@@ -16,6 +21,7 @@ from llmsys.ops.group_norm import group_norm as group_norm
 from llmsys.ops.l2_norm import l2_norm as l2_norm
 from llmsys.ops.layer_norm import layer_norm as layer_norm
 from llmsys.ops.linear import linear as linear
+from llmsys.ops.linear_cross_entropy import linear_cross_entropy as linear_cross_entropy
 from llmsys.ops.lora_linear import (
     lora_linear as lora_linear,
     lora_merge as lora_merge,

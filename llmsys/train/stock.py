@@ -40,6 +40,11 @@ class StockMLP(MLP):
         return self.down(F.silu(self.gate(x)) * self.up(x))
 
 
+class StockLlama(Llama):
+    def loss(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        return F.cross_entropy(self(tokens_BT).flatten(0, -2).float(), targets_BT.flatten())
+
+
 class StockAdamW(torch.optim.AdamW):
     """torch's fused AdamW; weights of lower precision get float32 masters by copies."""
 
@@ -94,7 +99,7 @@ def control(config: TrainConfig, dtype: torch.dtype) -> Engine:
 
 
 def _engine(config: TrainConfig, model: Llama, clip: Clip) -> Engine:
-    classes = {Attention: StockAttention, RMSNorm: StockRMSNorm, MLP: StockMLP}
+    classes = {Attention: StockAttention, RMSNorm: StockRMSNorm, MLP: StockMLP, Llama: StockLlama}
     for module in model.modules():
         module.__class__ = classes.get(type(module), type(module))
     c = config.optimizer

@@ -1,0 +1,157 @@
+"""Linear head and cross entropy in one, without the logits."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from llmsys.ops import _check
+from llmsys.ops.cross_entropy import check_options, check_target_and_weight, check_targets
+from llmsys.ops.linear_cross_entropy import engine
+from llmsys.ops.linear_cross_entropy.loss import CrossEntropy
+
+
+def linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    linear_bias: Tensor | None = None,
+    *,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    softcap: float = 0.0,
+    token_weights: Tensor | None = None,
+    num_items: int | Tensor | None = None,
+    lora_a: Tensor | None = None,
+    lora_b: Tensor | None = None,
+    lora_scale: float = 1.0,
+) -> Tensor:
+    """`cross_entropy` of the logits of a linear head, of which only a few rows exist at a time.
+
+        logits = input · linear_weightᵀ + linear_bias + lora_scale · (input · lora_aᵀ) · lora_bᵀ
+        loss = Σ_i token_weights[i] · cross_entropy_i / num_items         with reduction "mean"
+
+    "mean" without `num_items` divides by the sum of token_weights · weight[target] over the rows that count. Give
+    `num_items`, the count over all micro-batches and ranks, where gradients are added up.
+
+    Shapes     input (..., D) float16/bfloat16/float32/float64; linear_weight (V, D), linear_bias (V,), lora_a (R, D),
+               lora_b (V, R) of its dtype; target (...) int64 in [0, V) or ignore_index; weight (V,);
+               token_weights (...) → loss, float32 (float64 for float64): (...) with reduction "none", else ()
+    Numerics   logits rounded to the dtype of input after each product and the bias; from there as `cross_entropy`;
+               dlogits rounded to that dtype; dlinear_weight, dlinear_bias, dlora_a, dlora_b summed over rows in
+               float32 and rounded once; dinput rounded once, and again by an incoming gradient other than 1
+    Gradient   of input, linear_weight, linear_bias, lora_a and lora_b, each only where needed. "mean" and "sum" make
+               them in the forward and keep them, not the logits; once: no second backward. "none" makes the logits anew
+               in the backward. No gradient of a gradient; under torch.compile, a break in the graph
+    Cost       2·N·D·V flop forward, 4·N·D·V more for gradients ("none": 6): compute-bound; memory for at most an eighth
+               of the logits (or 4 MiB), beside gradients in float32
+    Errors     ValueError if shapes do not fit as above, devices differ, a target on the CPU is out of range, an option
+               is, or only one of lora_a and lora_b is given; TypeError for a dtype not named above;
+               RuntimeError for a second backward or a second derivative
+    Source     Wijmans et al. 2024, arXiv:2411.09009; signature of torch.nn.functional.linear_cross_entropy
+    """
+    check_options("linear_cross_entropy", ignore_index, reduction, label_smoothing, z_loss, softcap)
+    _check_shapes(input, linear_weight, target, linear_bias, lora_a, lora_b)
+    check_target_and_weight("linear_cross_entropy", input, target, weight, linear_weight.shape[0])
+    check_targets("linear_cross_entropy", target, linear_weight.shape[0], ignore_index)
+    _check_counting(target, token_weights, num_items, reduction)
+    flat_target = target.flatten()
+    head = engine.Head(input.flatten(0, -2), linear_weight, linear_bias, lora_a, lora_b, lora_scale)
+    loss = CrossEntropy(flat_target, weight, ignore_index, label_smoothing, z_loss, softcap)
+    wide = torch.promote_types(input.dtype, torch.float32)
+    tokens = None if token_weights is None else token_weights.flatten().to(wide)
+    if reduction == "none":
+        losses = _uncompiled(engine.per_row)(head, loss)
+        return (losses if tokens is None else losses * tokens).view(target.shape)
+    scale = torch.ones(flat_target.shape, dtype=wide, device=input.device) if tokens is None else tokens
+    if reduction == "sum":
+        return _uncompiled(engine.sum_of)(head, loss, scale)
+    if num_items is None:
+        divisor = (loss.row_weights(wide) * scale).sum()
+    else:
+        divisor = torch.as_tensor(num_items, dtype=wide, device=input.device)
+    if input.dtype == torch.float16:  # dlogits over the number of items would underflow: divide later, in float32
+        return _uncompiled(engine.sum_of)(head, loss, scale, 1 / divisor)
+    return _uncompiled(engine.sum_of)(head, loss, scale / divisor)
+
+
+# A compiler's graph breaks here, as torch.compiler.disable has it, which would import the compiler with the library.
+linear_cross_entropy._torchdynamo_disable = True  # type: ignore[attr-defined]
+
+
+def _uncompiled(function: Callable) -> Callable:
+    """`function`, whose own calls a compiler at work outside leaves alone: kernels take addresses, not graphs."""
+    return torch.compiler.disable(function) if "torch._dynamo" in sys.modules else function
+
+
+def _check_shapes(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    linear_bias: Tensor | None,
+    lora_a: Tensor | None,
+    lora_b: Tensor | None,
+) -> None:
+    if input.dtype not in _check.FLOATS:
+        raise TypeError(
+            f"llmsys.linear_cross_entropy: input is {input.dtype}, expected float32, bfloat16, float16 or float64"
+        )
+    if (
+        input.dim() < 1
+        or linear_weight.dim() != 2
+        or input.shape[-1] != linear_weight.shape[1]
+        or linear_weight.shape[0] == 0
+        or target.shape != input.shape[:-1]
+    ):
+        raise ValueError(
+            f"llmsys.linear_cross_entropy: input has shape {tuple(input.shape)}, linear_weight "
+            f"{tuple(linear_weight.shape)} and target {tuple(target.shape)}, expected (..., D), (V, D) and (...), V > 0"
+        )
+    if (lora_a is None) != (lora_b is None):
+        given, missing = ("lora_a", "lora_b") if lora_b is None else ("lora_b", "lora_a")
+        raise ValueError(f"llmsys.linear_cross_entropy: {given} without {missing}, expected both or neither")
+    classes, dim = linear_weight.shape
+    rank = lora_a.shape[0] if lora_a is not None and lora_a.dim() == 2 else "R"
+    expected = {
+        "linear_weight": (linear_weight, (classes, dim)),
+        "linear_bias": (linear_bias, (classes,)),
+        "lora_a": (lora_a, (rank, dim)),
+        "lora_b": (lora_b, (classes, rank)),
+    }
+    for name, (tensor, shape) in expected.items():
+        if tensor is None:
+            continue
+        if tuple(tensor.shape) != shape or tensor.device != input.device:
+            raise ValueError(
+                f"llmsys.linear_cross_entropy: {name} has shape {tuple(tensor.shape)} on {tensor.device}, expected "
+                f"{shape} on {input.device}"
+            )
+        if tensor.dtype != input.dtype:
+            raise TypeError(f"llmsys.linear_cross_entropy: {name} is {tensor.dtype}, expected {input.dtype} (input's)")
+
+
+def _check_counting(
+    target: Tensor, token_weights: Tensor | None, num_items: int | Tensor | None, reduction: str
+) -> None:
+    if num_items is not None and reduction != "mean":
+        raise ValueError(
+            f"llmsys.linear_cross_entropy: num_items with reduction {reduction!r}, expected 'mean', which divides by it"
+        )
+    if token_weights is None:
+        return
+    if token_weights.shape != target.shape or token_weights.device != target.device:
+        raise ValueError(
+            f"llmsys.linear_cross_entropy: token_weights has shape {tuple(token_weights.shape)} on "
+            f"{token_weights.device}, expected {tuple(target.shape)} on {target.device}, as target"
+        )
+    if token_weights.requires_grad and torch.is_grad_enabled():
+        raise ValueError(
+            "llmsys.linear_cross_entropy: token_weights requires a gradient, expected one that does not; use "
+            "token_weights.detach()"
+        )
