@@ -189,13 +189,18 @@ struct Call {
 
 template <class T, bool kCapped>
 double sum_of_z(const Row<T, kCapped>& row, const float* weight) {
-  if (weight)
-    return sum_over(
-        row.size, [&](int64_t d) { return row.z(load(row.x + d)) * load(weight + d); },
-        [&](int64_t d, int count) { return row.z(load(row.x + d, count)) * load(weight + d, count); });
+  constexpr Order kOrder = order_of<T>;
   return sum_over(
-      row.size, [&](int64_t d) { return row.z(load(row.x + d)); },
-      [&](int64_t d, int count) { return row.z(load(row.x + d, count)); });
+      row.size,
+      [&](int64_t d) {
+        Block x = load_block<kOrder>(row.x + d), w = {splat(1.0f), splat(1.0f)};
+        if (weight) w = load_block<kOrder>(weight + d);
+        return Block{row.z(x.first) * w.first, row.z(x.second) * w.second};
+      },
+      [&](int64_t d, int count) {
+        F32 z = row.z(load(row.x + d, count));
+        return weight ? z * load(weight + d, count) : z;
+      });
 }
 
 template <class T, bool kCapped>

@@ -6,10 +6,10 @@ import torch
 import triton
 import triton.language as tl
 
+from llmsys.ops._activation_triton import sigmoid_both
 from llmsys.ops._native import rows_of
 from llmsys.ops._triton import INTERPRETED, contiguous_like, device_of, load, store, to_float32
 from llmsys.ops.linear.native import matrix_of
-from llmsys.ops.swiglu.triton_kernels import sigmoid_both
 
 BLOCK, BLOCK_DEPTH, NUM_WARPS = 64, 32, 4
 GROUP = tl.constexpr(8)  # rows of tiles that run side by side, so that they find each other's tiles of B in the cache

@@ -70,6 +70,7 @@ def backward(
     glu, options = GLUS[activation]
     kernels = glu.select(gate, up, *options)
     dh, ddown_weight = linear_backward(dy, kernels.forward(gate, up, *options), down_weight)
+    assert kernels.backward is not None
     dgate, dup = kernels.backward(dh, gate, up, *options)
     dx_gate, dgate_weight = linear_backward(dgate, x, gate_weight)
     dx_up, dup_weight = linear_backward(dup, x, up_weight)
