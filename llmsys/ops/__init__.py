@@ -4,6 +4,7 @@ from llmsys import env as _env
 from llmsys.ops import _op
 from llmsys.ops._op import Explanation as Explanation, explain as explain, use as use
 from llmsys.ops.adamw import adamw as adamw
+from llmsys.ops.adamw_8bit import adamw_8bit as adamw_8bit
 from llmsys.ops.add_rms_norm import add_rms_norm as add_rms_norm
 from llmsys.ops.grad_norm import grad_norm as grad_norm
 from llmsys.ops.rms_norm import rms_norm as rms_norm
