@@ -112,7 +112,8 @@ def test_every_code_is_decoded(runner, signed):
     value = numbers(signed).double()
     m, v = (value, 0 * value) if signed else (1 + 0 * value, value)
     expected = -m / bias[0] / (v.sqrt() / bias[1] ** 0.5 + 1)
-    torch.testing.assert_close(args[0][0].double(), expected, rtol=2**-22, atol=0)
+    # Without fused multiply-add the multiple of a step is rounded, up to nine times the number; then a few operations.
+    torch.testing.assert_close(args[0][0].double(), expected, rtol=(9 + 7) * 2**-24, atol=0)
 
 
 @dtypes
