@@ -1,5 +1,6 @@
 #include "../adamw.h"
 
+#include "adamw_update.h"
 #include "dispatch.h"
 #include "simd.h"
 #include "tensor_list.h"
@@ -7,36 +8,8 @@
 namespace llmsys::cpu::LLMSYS_ISA {
 namespace {
 
-// What all elements share: computed in float64, rounded once.
-struct Shared {
-  float grad_scale, decay, toward_grad, beta2, one_minus_beta2, step_size, eps;
-  bool from_grad;  // m starts from g, not from m: see adamw.h
-
-  explicit Shared(const AdamW& args) {
-    const float scale = args.grad_scale ? *args.grad_scale : 1.0f;
-    grad_scale = args.maximize ? -scale : scale;
-    decay = float(1.0 - args.lr * args.weight_decay);
-    from_grad = args.beta1 <= 0.5;
-    toward_grad = float(from_grad ? -args.beta1 : 1.0 - args.beta1);
-    beta2 = float(args.beta2);
-    one_minus_beta2 = float(1.0 - args.beta2);
-    // sqrt(bias_correction2) taken out of the denominator: one division an element instead of two.
-    const double correction2 = __builtin_sqrt(args.bias_correction2);
-    step_size = float(args.lr / args.bias_correction1 * correction2);
-    eps = float(args.eps * correction2);
-  }
-};
-
-template <bool kFromGrad>
-LLMSYS_INLINE void update(const Shared& shared, F32 g, F32& p, F32& m, F32& v) {
-  g = g * shared.grad_scale;
-  m = (kFromGrad ? g : m) + (g - m) * shared.toward_grad;
-  v = v * shared.beta2 + g * shared.one_minus_beta2 * g;
-  p = p * shared.decay - shared.step_size * m / (sqrt(v) + shared.eps);
-}
-
 template <bool kFromGrad, class P, class G>
-void update_run(const Shared& shared, const AdamWTensor& t, int64_t begin, int64_t end) {
+void update_run(const AdamWShared& shared, const AdamWTensor& t, int64_t begin, int64_t end) {
   P* param = static_cast<P*>(t.param) + begin;
   const G* grad = static_cast<const G*>(t.grad) + begin;
   float *exp_avg = t.exp_avg + begin, *exp_avg_sq = t.exp_avg_sq + begin;
@@ -50,7 +23,7 @@ void update_run(const Shared& shared, const AdamWTensor& t, int64_t begin, int64
           p[i] = master ? load(master + at) : load(param + at);
           m[i] = load(exp_avg + at);
           v[i] = load(exp_avg_sq + at);
-          update<kFromGrad>(shared, load(grad + at), p[i], m[i], v[i]);
+          adamw_update<kFromGrad>(shared, load(grad + at), p[i], m[i], v[i]);
         }
         store_pair<false>(exp_avg + d, m[0], m[1]);
         store_pair<false>(exp_avg_sq + d, v[0], v[1]);
@@ -60,7 +33,7 @@ void update_run(const Shared& shared, const AdamWTensor& t, int64_t begin, int64
       [&](int64_t d, int count) {
         F32 p = master ? load(master + d, count) : load(param + d, count);
         F32 m = load(exp_avg + d, count), v = load(exp_avg_sq + d, count);
-        update<kFromGrad>(shared, load(grad + d, count), p, m, v);
+        adamw_update<kFromGrad>(shared, load(grad + d, count), p, m, v);
         store(exp_avg + d, m, count);
         store(exp_avg_sq + d, v, count);
         if (master) store(master + d, p, count);
@@ -74,7 +47,7 @@ void adamw(const AdamW& args) {
   // Whole cache lines of every element type, so that no two threads write to one.
   constexpr int64_t kUnit = 64, kUnitBytes = kUnit * 7 * sizeof(float);
   const TensorList<AdamWTensor> list(args.tensors, args.num_tensors, kUnit);
-  const Shared shared(args);
+  const AdamWShared shared(args);
   with_type(args.param_dtype, [&](auto param) {
     with_type(args.grad_dtype, [&](auto grad) {
       list.for_each_run(grain_of(kUnitBytes), [&](const AdamWTensor& tensor, int64_t begin, int64_t end, int64_t) {

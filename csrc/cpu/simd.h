@@ -41,6 +41,7 @@ typedef uint32_t U32 __attribute__((vector_size(LLMSYS_VECTOR_BYTES)));
 typedef int32_t I32 __attribute__((vector_size(LLMSYS_VECTOR_BYTES)));
 typedef uint16_t U16 __attribute__((vector_size(LLMSYS_VECTOR_BYTES / 2)));  // kLanes elements
 typedef uint16_t U16x2 __attribute__((vector_size(LLMSYS_VECTOR_BYTES)));    // 2 * kLanes elements
+typedef uint8_t U8 __attribute__((vector_size(LLMSYS_VECTOR_BYTES / 4)));    // kLanes elements
 
 struct bfloat16 {
   uint16_t bits;
@@ -72,6 +73,7 @@ LLMSYS_INLINE F32 select(I32 mask, F32 yes, F32 no) { return mask ? yes : no; }
 LLMSYS_INLINE U32 select(I32 mask, U32 yes, U32 no) { return mask ? yes : no; }
 LLMSYS_INLINE F32 min(F32 a, F32 b) { return a < b ? a : b; }
 LLMSYS_INLINE F32 max(F32 a, F32 b) { return a > b ? a : b; }
+LLMSYS_INLINE U32 max(U32 a, U32 b) { return a > b ? a : b; }
 
 // Whether every lane of a comparison holds.
 LLMSYS_INLINE bool all(I32 mask) {
@@ -354,28 +356,58 @@ LLMSYS_INLINE void stream_fence() {
 #endif
 }
 
+// Bytes, each as an element of 32 bits.
+LLMSYS_INLINE U32 load(const uint8_t* p) {
+  U8 bytes;
+  memcpy(&bytes, p, sizeof bytes);
+#if LLMSYS_AVX512
+  return reinterpret_cast<U32>(_mm512_cvtepu8_epi32(reinterpret_cast<__m128i>(bytes)));
+#elif defined(__AVX2__)
+  return reinterpret_cast<U32>(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(&bytes))));
+#else
+  return __builtin_convertvector(bytes, U32);
+#endif
+}
+
+// Stores a pair of vectors, each element below 2^8, as bytes.
+LLMSYS_INLINE void store_pair(uint8_t* p, U32 low, U32 high) {
+#if LLMSYS_AVX512
+  const __m128i halves[2] = {_mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(low)),
+                             _mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(high))};
+  memcpy(p, halves, sizeof halves);
+#elif defined(__AVX2__)
+  const __m256i both = reinterpret_cast<__m256i>(narrow_pair(low, high));
+  const __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(both), _mm256_extracti128_si256(both, 1));
+  memcpy(p, &bytes, sizeof bytes);
+#else
+  const U8 halves[2] = {__builtin_convertvector(low, U8), __builtin_convertvector(high, U8)};
+  memcpy(p, halves, sizeof halves);
+#endif
+}
+
 LLMSYS_INLINE void prefetch(const void* p) { __builtin_prefetch(p); }
 
 // ---- functions ----
 
-// The float whose bits are bits(2^(k/8)) - (k << 20), for k = n mod 8: add n << 20 to the bits for 2^(n/8).
-LLMSYS_INLINE U32 eighth_powers(U32 n) {
-  alignas(64) static constexpr uint32_t kTable[16] = {
-      0x3f800000u, 0x3f7b95c2u, 0x3f7837f0u, 0x3f75fed7u, 0x3f7504f3u, 0x3f75672au, 0x3f7744fdu, 0x3f7ac0c7u,
-      0x3f800000u, 0x3f7b95c2u, 0x3f7837f0u, 0x3f75fed7u, 0x3f7504f3u, 0x3f75672au, 0x3f7744fdu, 0x3f7ac0c7u};
-  U32 powers;
+// table[index % 8] of each element: one instruction where registers hold eight.
+LLMSYS_INLINE F32 lookup(const float (&table)[8], U32 index) {
 #if LLMSYS_AVX512
-  memcpy(&powers, kTable, sizeof powers);
-  return reinterpret_cast<U32>(
-      _mm512_permutexvar_epi32(reinterpret_cast<__m512i>(n), reinterpret_cast<__m512i>(powers)));
+  const __m256 entries = _mm256_loadu_ps(table);
+  return _mm512_permutexvar_ps(reinterpret_cast<__m512i>(index & 7u), _mm512_castps256_ps512(entries));
 #elif defined(__AVX2__)
-  memcpy(&powers, kTable, sizeof powers);
-  return reinterpret_cast<U32>(
-      _mm256_permutevar8x32_epi32(reinterpret_cast<__m256i>(powers), reinterpret_cast<__m256i>(n)));
+  return _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), reinterpret_cast<__m256i>(index));
 #else
-  for (int i = 0; i < kLanes; ++i) powers[i] = kTable[n[i] & 7];
-  return powers;
+  F32 found;
+  for (int i = 0; i < kLanes; ++i) found[i] = table[index[i] & 7u];
+  return found;
 #endif
+}
+
+// The bits of 2^(k/8) less k << 20, for k = n mod 8: add n << 20 for those of 2^(n/8).
+LLMSYS_INLINE U32 eighth_powers(U32 n) {
+  static constexpr float kTable[8] = {0x1p+0f,        0x1.f72b84p-1f, 0x1.f06fep-1f,  0x1.ebfdaep-1f,
+                                      0x1.ea09e6p-1f, 0x1.eace54p-1f, 0x1.ee89fap-1f, 0x1.f5818ep-1f};
+  return as_u32(lookup(kTable, n));
 }
 
 // e^x = 2^(n/8) (1 + q), with the integer n in the low bits of `shifted`.

@@ -4,6 +4,7 @@ from llmsys import env as _env
 from llmsys.ops import _op
 from llmsys.ops._op import Explanation as Explanation, explain as explain, use as use
 from llmsys.ops.adamw import adamw as adamw
+from llmsys.ops.adamw_8bit import adamw_8bit as adamw_8bit
 from llmsys.ops.add_layer_norm import add_layer_norm as add_layer_norm
 from llmsys.ops.add_rms_norm import add_rms_norm as add_rms_norm
 from llmsys.ops.clamped_swiglu import clamped_swiglu as clamped_swiglu
@@ -22,6 +23,7 @@ from llmsys.ops.l2_norm import l2_norm as l2_norm
 from llmsys.ops.layer_norm import layer_norm as layer_norm
 from llmsys.ops.linear import linear as linear
 from llmsys.ops.linear_cross_entropy import linear_cross_entropy as linear_cross_entropy
+from llmsys.ops.lion import lion as lion
 from llmsys.ops.lora_linear import (
     lora_linear as lora_linear,
     lora_merge as lora_merge,
@@ -40,6 +42,7 @@ from llmsys.ops.rope import (
     rope_tables as rope_tables,
 )
 from llmsys.ops.rope_qk import rope_qk as rope_qk
+from llmsys.ops.sgd import sgd as sgd
 from llmsys.ops.silu import silu as silu
 from llmsys.ops.swiglu import swiglu as swiglu
 

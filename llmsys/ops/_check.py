@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -85,6 +87,64 @@ def out(op: str, given: torch.Tensor, like: torch.Tensor) -> None:
         raise ValueError(
             f"llmsys.{op}: out is {tuple(given.shape)} {given.dtype} on {given.device}, strides {given.stride()}, "
             f"expected contiguous {tuple(like.shape)} {like.dtype} on {like.device}"
+        )
+
+
+def lists(
+    op: str,
+    given: dict[str, list[torch.Tensor]],
+    dtypes: dict[str, tuple[torch.dtype, ...]],
+    *,
+    optional: tuple[str, ...] = (),
+    shapes: dict[str, Callable[[torch.Tensor], tuple[int, ...]]] | None = None,
+) -> None:
+    """Lists of one length, or empty where `optional`: each of one of its `dtypes`, all on one device, the i-th tensors
+    of the shape of params[i], or of `shapes[name](params[i])`.
+    """
+    lengths = {name: len(tensors) for name, tensors in given.items() if tensors or name not in optional}
+    if len(set(lengths.values())) > 1:
+        counts = ", ".join(f"{length} {name}" for name, length in lengths.items())
+        instead = f", or no {' or '.join(optional)}" if optional else ""
+        raise ValueError(f"llmsys.{op}: {counts}, expected lists of one length{instead}")
+    params = given["params"]
+    for name, tensors in given.items():
+        for i, tensor in enumerate(tensors):
+            if tensor.dtype not in dtypes[name]:
+                expected = " or ".join(map(str, dtypes[name]))
+                raise TypeError(f"llmsys.{op}: {name}[{i}] is {tensor.dtype}, expected {expected}")
+            if tensor.dtype != tensors[0].dtype:
+                raise TypeError(
+                    f"llmsys.{op}: {name}[{i}] is {tensor.dtype}, expected {tensors[0].dtype}, as {name}[0] is; "
+                    "call once for each dtype, as llmsys.optim does"
+                )
+            shape = shapes[name](params[i]) if shapes and name in shapes else params[i].shape
+            if tensor.shape != shape or tensor.device != params[0].device:
+                raise ValueError(
+                    f"llmsys.{op}: {name}[{i}] has shape {tuple(tensor.shape)} on {tensor.device}, "
+                    f"expected {tuple(shape)} on {params[0].device}"
+                )
+
+
+def optimizer_dtypes(given: dict[str, list[torch.Tensor]]) -> dict[str, tuple[torch.dtype, ...]]:
+    """The dtypes of an optimizer's lists: states wide, params and grads as narrow as they come; float64 all or none."""
+    double = bool(given["params"]) and given["params"][0].dtype == torch.float64
+    wide = (torch.float64,) if double else (torch.float32,)
+    narrow = wide if double else (torch.float32, torch.bfloat16, torch.float16)
+    return dict.fromkeys(given, wide) | {"params": FLOATS, "grads": narrow}
+
+
+def grad_scale(op: str, given: torch.Tensor, param: torch.Tensor) -> None:
+    """A factor for gradients: () float32, or the dtype of a float64 param, where the params are."""
+    if not isinstance(given, torch.Tensor):
+        raise TypeError(
+            f"llmsys.{op}: grad_scale is a {type(given).__name__}, expected a tensor of shape (), torch.float32"
+        )
+    if given.dtype not in (torch.float32, torch.promote_types(param.dtype, torch.float32)):
+        raise TypeError(f"llmsys.{op}: grad_scale is {given.dtype}, expected torch.float32")
+    if given.ndim or given.device != param.device:
+        raise ValueError(
+            f"llmsys.{op}: grad_scale has shape {tuple(given.shape)} on {given.device}, "
+            f"expected () on {param.device}, as params[0] is"
         )
 
 

@@ -107,23 +107,22 @@ class AdamW(torch.optim.Optimizer):
                 )
             state = self.state[param]
             if "exp_avg" not in state:
-                _start(state, param)
+                state["step"] = 0
+                self._start(state, param)
             if group["master_weights"] and param.dtype in _HALVES:
                 if "master" not in state:
                     state["master"] = param.detach().float()
             else:
                 state.pop("master", None)
-            key = (param.device, param.dtype, grad.dtype, state["step"])
+            key = (param.device, param.dtype, grad.dtype, state["step"], state["exp_avg"].dtype)
             batches.setdefault(key, []).append((param, grad, state))
         beta1, beta2 = group["betas"]
-        for (device, _, _, step), batch in batches.items():
+        for (device, _, _, step, _), batch in batches.items():
             params, grads, states = (list(column) for column in zip(*batch, strict=True))
-            adamw(
+            self._update(
                 params,
                 grads,
-                [state["exp_avg"] for state in states],
-                [state["exp_avg_sq"] for state in states],
-                [state["master"] for state in states if "master" in state],
+                states,
                 lr=float(group["lr"]),
                 beta1=float(beta1),
                 beta2=float(beta2),
@@ -135,6 +134,19 @@ class AdamW(torch.optim.Optimizer):
             )
             for state in states:
                 state["step"] = step + 1
+
+    def _start(self, state: dict[str, Any], param: torch.Tensor) -> None:
+        """Moments of zero."""
+        wide = torch.promote_types(param.dtype, torch.float32)
+        for name in ("exp_avg", "exp_avg_sq"):
+            state[name] = torch.zeros_like(param, dtype=wide, memory_format=torch.preserve_format)
+
+    def _update(
+        self, params: list[torch.Tensor], grads: list[torch.Tensor], states: list[dict[str, Any]], **settings: Any
+    ) -> None:
+        """One call of the op on tensors that go together."""
+        moments = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))
+        adamw(params, grads, *moments, [state["master"] for state in states if "master" in state], **settings)
 
     # ---- state dicts: as torch.optim.AdamW's, with "master" beside "exp_avg" ----
 
@@ -164,7 +176,10 @@ class AdamW(torch.optim.Optimizer):
         params = chain.from_iterable(group["params"] for group in self.param_groups)
         for key, param in zip(keys, params, strict=True):
             if key in given["state"]:
-                self.state[param] = _load(given["state"][key], param)
+                self.state[param] = self._load(given["state"][key], param)
+
+    def _load(self, saved: dict[str, Any], param: torch.Tensor) -> dict[str, Any]:
+        return load(type(self).__name__, saved, param)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -177,19 +192,12 @@ class AdamW(torch.optim.Optimizer):
             _check_settings(group)
 
 
-def _start(state: dict[str, Any], param: torch.Tensor) -> None:
-    wide = torch.promote_types(param.dtype, torch.float32)
-    state["step"] = 0
-    state["exp_avg"] = torch.zeros_like(param, dtype=wide, memory_format=torch.preserve_format)
-    state["exp_avg_sq"] = torch.zeros_like(param, dtype=wide, memory_format=torch.preserve_format)
-
-
-def _load(saved: dict[str, Any], param: torch.Tensor) -> dict[str, Any]:
-    """A parameter's state from one that was saved, by this optimizer or by torch's."""
+def load(optimizer: str, saved: dict[str, Any], param: torch.Tensor) -> dict[str, Any]:
+    """A parameter's wide state from one that was saved, by this optimizer or by torch's."""
     missing = {"step", "exp_avg", "exp_avg_sq"} - saved.keys()
     if missing:
         raise ValueError(
-            f"llmsys.optim.AdamW.load_state_dict: a parameter's state has {sorted(saved)}, "
+            f"llmsys.optim.{optimizer}.load_state_dict: a parameter's state has {sorted(saved)}, "
             f"expected {sorted(missing)} too; give the state_dict of an AdamW"
         )
     state: dict[str, Any] = {"step": int(saved["step"])}
@@ -199,9 +207,14 @@ def _load(saved: dict[str, Any], param: torch.Tensor) -> dict[str, Any]:
         # A master that is not wide has been through torch.optim.AdamW, which casts it and then lets it fall behind.
         if tensor is None or (name == "master" and tensor.dtype != wide):
             continue
+        if not tensor.is_floating_point():
+            raise ValueError(
+                f"llmsys.optim.{optimizer}.load_state_dict: {name} is {tensor.dtype}, expected a float dtype; "
+                "llmsys.optim.AdamW8bit takes 8-bit states"
+            )
         if tensor.shape != param.shape:
             raise ValueError(
-                f"llmsys.optim.AdamW.load_state_dict: {name} has shape {tuple(tensor.shape)}, "
+                f"llmsys.optim.{optimizer}.load_state_dict: {name} has shape {tuple(tensor.shape)}, "
                 f"expected {tuple(param.shape)}, its parameter's"
             )
         state[name] = tensor.to(device=param.device, dtype=wide)

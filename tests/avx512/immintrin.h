@@ -14,6 +14,7 @@ namespace emulated_avx512 {
 
 #define LLMSYS_EMULATED static inline __attribute__((always_inline))
 
+typedef uint8_t Lanes8 __attribute__((vector_size(16)));
 typedef uint16_t Lanes16 __attribute__((vector_size(32)));
 typedef uint32_t Lanes32 __attribute__((vector_size(64)));
 
@@ -81,16 +82,34 @@ LLMSYS_EMULATED __m512i unpackhi_epi64(__m512i x, __m512i y) {
   return by_halves(x, y, [](__m256i a, __m256i b) { return _mm256_unpackhi_epi64(a, b); });
 }
 
+LLMSYS_EMULATED __m512i cvtepu8_epi32(__m128i x) {
+  Lanes8 from = reinterpret_cast<Lanes8>(x);
+  Lanes32 to;
+  for (int i = 0; i < 16; ++i) to[i] = from[i];
+  return reinterpret_cast<__m512i>(to);
+}
+
+LLMSYS_EMULATED __m128i cvtepi32_epi8(__m512i x) {  // keeps the low bits: does not saturate
+  Lanes32 from = reinterpret_cast<Lanes32>(x);
+  Lanes8 to;
+  for (int i = 0; i < 16; ++i) to[i] = uint8_t(from[i]);
+  return reinterpret_cast<__m128i>(to);
+}
+
+LLMSYS_EMULATED __m512 permutexvar_ps(__m512i index, __m512 table) {
+  Lanes32 at = reinterpret_cast<Lanes32>(index), entries = reinterpret_cast<Lanes32>(table), found;
+  for (int i = 0; i < 16; ++i) found[i] = entries[at[i] & 15];
+  return reinterpret_cast<__m512>(found);
+}
+
+LLMSYS_EMULATED __m512 castps256_ps512(__m256 low) {  // the upper half is undefined: here, not numbers
+  return join<__m512>(low, _mm256_set1_ps(__builtin_nanf("")));
+}
+
 LLMSYS_EMULATED __mmask16 movepi32_mask(__m512i x) {
   const int low = _mm256_movemask_ps(_mm256_castsi256_ps(half<__m512i, __m256i>(x, 0)));
   const int high = _mm256_movemask_ps(_mm256_castsi256_ps(half<__m512i, __m256i>(x, 1)));
   return __mmask16(low | high << 8);
-}
-
-LLMSYS_EMULATED __m512i permutexvar_epi32(__m512i index, __m512i x) {
-  Lanes32 indices = reinterpret_cast<Lanes32>(index), from = reinterpret_cast<Lanes32>(x), to;
-  for (int i = 0; i < 16; ++i) to[i] = from[indices[i] & 15];
-  return reinterpret_cast<__m512i>(to);
 }
 
 template <int kPredicate>
@@ -115,9 +134,12 @@ LLMSYS_EMULATED void stream_si512(__m512i* p, __m512i x) {
 #define _mm512_cvtepu16_epi32 emulated_avx512::cvtepu16_epi32
 #define _mm512_cvtepi32_epi16 emulated_avx512::cvtepi32_epi16
 #define _mm512_cmp_ps_mask(a, b, predicate) emulated_avx512::cmp_ps_mask<(predicate)>(a, b)
-#define _mm512_movepi32_mask emulated_avx512::movepi32_mask
-#define _mm512_permutexvar_epi32 emulated_avx512::permutexvar_epi32
 #define _mm512_mul_epu32 emulated_avx512::mul_epu32
+#define _mm512_castps256_ps512 emulated_avx512::castps256_ps512
+#define _mm512_cvtepi32_epi8 emulated_avx512::cvtepi32_epi8
+#define _mm512_cvtepu8_epi32 emulated_avx512::cvtepu8_epi32
+#define _mm512_movepi32_mask emulated_avx512::movepi32_mask
+#define _mm512_permutexvar_ps emulated_avx512::permutexvar_ps
 #define _mm512_sqrt_ps emulated_avx512::sqrt_ps
 #define _mm512_stream_si512 emulated_avx512::stream_si512
 #define _mm512_unpackhi_epi64 emulated_avx512::unpackhi_epi64

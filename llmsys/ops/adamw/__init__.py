@@ -10,8 +10,6 @@ from llmsys.ops import _check
 from llmsys.ops._op import Impl, ListOp, triton
 from llmsys.ops.adamw import native, reference
 
-NARROW = (torch.float32, torch.bfloat16, torch.float16)
-
 OP = ListOp(
     "adamw",
     forward="(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, "
@@ -66,51 +64,9 @@ def adamw(
     lists = {name: list(tensors) for name, tensors in named.items()}
     if not any(lists.values()):
         return
-    _check_lists(lists)
+    _check.lists("adamw", lists, _check.optimizer_dtypes(lists), optional=("masters",))
     if step < 1:
         raise ValueError(f"llmsys.adamw: step is {step}, expected a count from 1")
     if grad_scale is not None:
-        _check_grad_scale(grad_scale, lists["params"][0])
+        _check.grad_scale("adamw", grad_scale, lists["params"][0])
     OP(*lists.values(), lr, beta1, beta2, eps, weight_decay, step, grad_scale, maximize)
-
-
-def _check_lists(lists: dict[str, list[torch.Tensor]]) -> None:
-    lengths = {name: len(tensors) for name, tensors in lists.items() if tensors or name != "masters"}
-    if len(set(lengths.values())) > 1:
-        given = ", ".join(f"{length} {name}" for name, length in lengths.items())
-        raise ValueError(f"llmsys.adamw: {given}, expected lists of one length, or no masters")
-    first = lists["params"][0]
-    wide = (torch.float64,) if first.dtype == torch.float64 else (torch.float32,)
-    narrow = wide if first.dtype == torch.float64 else NARROW
-    allowed = {"params": _check.FLOATS, "grads": narrow}
-    shapes = [param.shape for param in lists["params"]]
-    for name, tensors in lists.items():
-        dtype, dtypes = tensors[0].dtype if tensors else None, allowed.get(name, wide)
-        for i, tensor in enumerate(tensors):
-            if tensor.dtype not in dtypes:
-                expected = " or ".join(map(str, dtypes))
-                raise TypeError(f"llmsys.adamw: {name}[{i}] is {tensor.dtype}, expected {expected}")
-            if tensor.dtype != dtype:
-                raise TypeError(
-                    f"llmsys.adamw: {name}[{i}] is {tensor.dtype}, expected {dtype}, as {name}[0] is; "
-                    "call once for each dtype, as llmsys.optim.AdamW does"
-                )
-            if tensor.shape != shapes[i] or tensor.device != first.device:
-                raise ValueError(
-                    f"llmsys.adamw: {name}[{i}] has shape {tuple(tensor.shape)} on {tensor.device}, "
-                    f"expected {tuple(shapes[i])} on {first.device}"
-                )
-
-
-def _check_grad_scale(grad_scale: torch.Tensor, param: torch.Tensor) -> None:
-    if not isinstance(grad_scale, torch.Tensor):
-        raise TypeError(
-            f"llmsys.adamw: grad_scale is a {type(grad_scale).__name__}, expected a tensor of shape (), torch.float32"
-        )
-    if grad_scale.dtype not in (torch.float32, torch.promote_types(param.dtype, torch.float32)):
-        raise TypeError(f"llmsys.adamw: grad_scale is {grad_scale.dtype}, expected torch.float32")
-    if grad_scale.ndim or grad_scale.device != param.device:
-        raise ValueError(
-            f"llmsys.adamw: grad_scale has shape {tuple(grad_scale.shape)} on {grad_scale.device}, "
-            f"expected () on {param.device}, as params[0] is"
-        )

@@ -1,0 +1,64 @@
+"""Lion: the contract."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from llmsys.ops import _check
+from llmsys.ops._op import Impl, ListOp, triton
+from llmsys.ops.lion import native, reference
+
+OP = ListOp(
+    "lion",
+    forward="(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] masters, float lr, float beta1, "
+    "float beta2, float weight_decay, Tensor? grad_scale=None, bool maximize=False) -> ()",
+    backward=None,
+    implementations=[
+        native.CPU,
+        triton("llmsys.ops.lion.triton_kernels"),
+        Impl("reference", reference.forward),
+    ],
+)
+
+
+@torch.no_grad()
+def lion(
+    params: Sequence[torch.Tensor],
+    grads: Sequence[torch.Tensor],
+    exp_avgs: Sequence[torch.Tensor],
+    masters: Sequence[torch.Tensor] = (),
+    *,
+    lr: float,
+    beta1: float = 0.9,
+    beta2: float = 0.99,
+    weight_decay: float = 0.0,
+    grad_scale: torch.Tensor | None = None,
+    maximize: bool = False,
+) -> None:
+    """Take one Lion step, in place, over lists of tensors, in one pass over memory.
+
+        g = grad · grad_scale                              (−g to maximize)
+        p = p · (1 − lr · weight_decay) − lr · sign(beta1 · m + (1 − beta1) · g)
+        m = beta2 · m + (1 − beta2) · g
+
+    Shapes     the i-th tensors of all lists have one shape, any strides; grad_scale () float32
+    Dtypes     one dtype per list: params and grads float16/bfloat16/float32, or both float64; exp_avgs (m) and masters
+               float32 (float64 with float64 params). With masters, p is the master and the param is written as its
+               rounding; without, p is the param itself
+    Numerics   in float32 (float64 for float64); the sign of 0 is 0, of NaN is NaN; params rounded once; the same bits
+               whatever the number of threads
+    Gradient   none
+    Cost       per element: param and grad in, param out, 8 bytes of m, 8 of a master: bandwidth-bound
+    Errors     ValueError if lists, shapes or devices differ; TypeError for dtypes not named above
+    Source     Chen et al. 2023, arXiv:2302.06675, algorithm 2
+    """
+    named = {"params": params, "grads": grads, "exp_avgs": exp_avgs, "masters": masters}
+    lists = {name: list(tensors) for name, tensors in named.items()}
+    if not any(lists.values()):
+        return
+    _check.lists("lion", lists, _check.optimizer_dtypes(lists), optional=("masters",))
+    if grad_scale is not None:
+        _check.grad_scale("lion", grad_scale, lists["params"][0])
+    OP(*lists.values(), lr, beta1, beta2, weight_decay, grad_scale, maximize)

@@ -1,0 +1,45 @@
+"""Stochastic gradient descent on native kernels."""
+
+from __future__ import annotations
+
+import torch
+
+from llmsys.ops import _native
+from llmsys.ops._flat import Tensors, flat
+from llmsys.ops._native import DTYPES, Kernels
+from llmsys.ops._op import Impl
+
+
+def implementation(kernels: Kernels) -> Impl:
+    """Stochastic gradient descent on `kernels`."""
+    launch = kernels.launch("sgd")
+
+    def forward(
+        params: Tensors,
+        grads: Tensors,
+        momentum_buffers: Tensors,
+        masters: Tensors,
+        lr: float,
+        momentum: float,
+        dampening: float,
+        weight_decay: float,
+        nesterov: bool,
+        step: int,
+        grad_scale: torch.Tensor | None,
+        maximize: bool,
+    ) -> None:
+        with flat([params, momentum_buffers, masters], [grads]) as (ps, bs, ws, gs):
+            launch(
+                *([tensor.data_ptr() for tensor in tensors] for tensors in (ps, gs, bs, ws)),
+                *([param.numel() for param in params], lr, momentum, 1 - dampening if step > 1 else 1),
+                *(weight_decay, nesterov, 0 if grad_scale is None else grad_scale.data_ptr(), maximize),
+                *(DTYPES[params[0].dtype], DTYPES[grads[0].dtype]),
+            )
+
+    def why_not(params: Tensors, *args: object) -> str | None:
+        return kernels.why_not(params[0])
+
+    return Impl(kernels.name, torch.no_grad()(forward), None, why_not, (kernels.device,))
+
+
+CPU = implementation(_native.CPU)
