@@ -265,6 +265,7 @@ def _opcheck(op: Op, cases: ModuleType) -> None:
 
 def _compiles(op: Op, cases: ModuleType) -> None:
     """torch.compile(fullgraph=True) gives the eager results and gradients, for a second shape too."""
+    torch.compiler.reset()  # this lambda is one piece of code for all ops, and may be compiled eight times
     compiled = torch.compile(lambda *args: op(*args), fullgraph=True, dynamic=True)
     for shape in shapes(cases, (4, 33), (6, 17)):
         outcomes = []

@@ -49,7 +49,8 @@ def raw_call(x: torch.Tensor, weight: torch.Tensor, y: torch.Tensor) -> Callable
     (rows, dim), dtype = x.shape, DTYPES[x.dtype]
     addresses = (x.data_ptr(), 0, weight.data_ptr(), 0, y.data_ptr(), rstd.data_ptr())
     stream = 0
-    arguments = (stream, *addresses, rows, dim, dim, 0, EPS, 0.0, dtype, dtype)
+    strides = (1, 0, dim, 0, 0)
+    arguments = (stream, *addresses, rows, dim, *strides, EPS, 0.0, dtype, dtype)
     kernel = _C.cpu.rms_norm_forward
     kept_alive = (x, weight, y, rstd)
     return lambda index, kept_alive=kept_alive: kernel(*arguments)

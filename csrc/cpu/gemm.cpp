@@ -14,8 +14,13 @@ namespace {
 // How far along K panels are packed at a time: one of B this long fills half of a first-level cache of 32 KiB.
 constexpr int64_t kMaxDepth = 256;
 // How long sums stay in registers: see `multiply`. Runs of 32 cost a tenth of the time, runs of 64 a thirtieth; where K
-// is short, PyTorch's own sums are the most exact, and the time matters least.
+// is short, PyTorch's own sums are the most exact, and the time matters least. Without a fused multiply-add each
+// product is rounded too.
+#if defined(__FMA__) || LLMSYS_AVX512
 constexpr int64_t run_of(int64_t depth) { return depth <= 512 ? 32 : 64; }
+#else
+constexpr int64_t run_of(int64_t depth) { return depth <= 512 ? 8 : 16; }
+#endif
 // Rows of A packed at a time, for the second-level cache: 32 panels, 192 KiB on AVX2.
 constexpr int64_t kMaxPanelsA = 448 / kTileRows / 2;
 // Columns of B packed at a time, and sums of C kept, for the last-level cache: 2 and 4 MiB.

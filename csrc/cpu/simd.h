@@ -576,7 +576,7 @@ LLMSYS_INLINE Exponential bell_parts(F32 a) {
   F32 high = as_f32(as_u32(a) & 0xfffff000u);  // 12 bits: its square is exact
   F32 low_part = -0.5f * ((a - high) * (a + high));
   F32 x = -0.5f * (high * high);
-  F32 shifted = x * 11.5415602f + 12582912.0f;
+  F32 shifted = (x + low_part) * 11.5415602f + 12582912.0f;
   F32 n = shifted - 12582912.0f;
   return {exp_polynomial((x - n * 0.086669921875f) + (n * 2.65243045e-5f + low_part)), as_u32(shifted)};
 }

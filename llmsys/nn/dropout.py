@@ -24,6 +24,10 @@ class Dropout(torch.nn.Dropout):
         return dropout(x, self.p, seed=_drawn_seed())
 
 
-@torch.compiler.disable  # a compiled randint has numbers of its own
 def _drawn_seed() -> int:
     return int(torch.randint(2**63 - 1, (), device="cpu"))
+
+
+# A compiled randint has numbers of its own. This is the mark that torch.compiler.disable leaves; the decorator itself
+# would import the compiler with the library.
+_drawn_seed._torchdynamo_disable = True  # type: ignore[attr-defined]

@@ -73,6 +73,7 @@ class Op:
         arguments = self.forward_schema.arguments
         self.written = [i for i, argument in enumerate(arguments) if argument.written]
         self._tensors = [i for i, argument in enumerate(arguments) if argument.type in ("Tensor", "Tensor?")]
+        self._starts_with_tensor = arguments[0].type == "Tensor"
         self.differentiable: list[int] = []  # the arguments that get a gradient
         _ops[name] = self
         self._define_node()
@@ -86,7 +87,7 @@ class Op:
         forced = _forced.get(_from_environment)
         if forced and self.name in forced:
             return self._forced_implementation(forced[self.name], args)
-        first = args[0] if self._tensors else first_tensor(args)
+        first = args[0] if self._starts_with_tensor else first_tensor(args)
         for implementation in self._candidates["cpu" if first.is_cpu else first.device.type]:
             if implementation.why_not(*args) is None and implementation.slower(args) is None:
                 if _EXPLAIN and implementation.name not in self._explained:

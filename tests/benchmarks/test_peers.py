@@ -25,7 +25,12 @@ def test_peer_computes_the_op(op, peer):
     args = cases.inputs(cases.SMALL[-1], torch.float32, device)
     results = get(op).implementations["reference"].forward(*args)
     expected = tensors(results)[: len(tensors(peer.build()(*args)))]
-    torch.testing.assert_close(tensors(peer.build()(*args)), expected)
+    found = tensors(peer.build()(*args))
+    if op == "dropout":  # the mask comes from another generator: what both keep is the same
+        kept = [(ours != 0) & (theirs != 0) for ours, theirs in zip(expected, found, strict=True)]
+        assert all(mask.any() for mask in kept)
+        expected, found = ([t[mask] for t, mask in zip(ts, kept, strict=True)] for ts in (expected, found))
+    torch.testing.assert_close(found, expected)
 
 
 def test_missing_packages_are_named(monkeypatch):

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 import llmsys
 from llmsys import linear_cross_entropy
 from llmsys.ops._cases import random
-from llmsys.ops._verify import _judge
+from llmsys.ops._verify import judge
 from llmsys.ops.cross_entropy.cases import classes_of
 from llmsys.ops.linear_cross_entropy import engine
 from tests.harness import DTYPES, same_bits
@@ -113,7 +113,7 @@ def check_formula(dtype, head, options):
             assert found[name].dtype == same[name].dtype
             triples.setdefault(name, []).append((found[name], same[name], true))
     for name, found in triples.items():
-        verdict = _judge("d" + name, found)
+        verdict = judge("d" + name, found)
         assert verdict.right, verdict
 
 
