@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test lint format bench doctor gpu clean
+.PHONY: setup demo test test-native test-triton test-rest lint format bench doctor gpu clean
 
 setup: .venv/ready
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python setup.py -q build_ext --inplace
@@ -17,8 +17,16 @@ setup: .venv/ready
 demo: setup
 	$(BIN)/python -m llmsys train demo --compare
 
+# Three runs, two at a time, each printed at its end. Threads that wait sleep, since two processes share the cores.
 test: setup
-	$(BIN)/python -m pytest -q
+	OMP_WAIT_POLICY=passive $(MAKE) -j2 --no-print-directory --output-sync=target test-native test-triton test-rest
+
+test-native:
+	$(BIN)/python -m pytest -q tests/ops -k "not triton"
+test-triton:
+	$(BIN)/python -m pytest -q tests/ops tests/triton -k triton
+test-rest:
+	$(BIN)/python -m pytest -q --ignore=tests/ops --ignore=tests/triton
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -14,7 +14,7 @@ import torch
 from llmsys.ops import _op, _verify
 from llmsys.ops.adamw import cases as adamw
 from tests import build, simt
-from tests.harness import same_bits
+from tests.harness import same_bits, shapes
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SOURCES = sorted((simt.ROOT / "csrc" / "cuda").glob("*.cu"))
@@ -112,7 +112,8 @@ def differs_or_fails() -> bool:
         return not all(
             verdict.right
             for name, cases in CASES.items()
-            for verdict in _verify.verify(_op.get(name), cases, "cuda_simt", (10, 600), torch.bfloat16)
+            for shape in shapes(cases, (10, 600))
+            for verdict in _verify.verify(_op.get(name), cases, "cuda_simt", shape, torch.bfloat16)
         )
     except RuntimeError as error:
         return "with no barrier between" in str(error) or "which nobody has written" in str(error)
@@ -131,7 +132,7 @@ def test_each_barrier_of_our_kernels_is_missed(barrier):
 @pytest.mark.parametrize("name", CASES)
 def test_long_rows(name, dtype):
     """Rows that fill a block's registers, and rows longer than that, by vectors and by single elements."""
-    for shape in ((3, 2051), (2, 8200), (2, 16392), (66, 264)):
+    for shape in shapes(CASES[name], (3, 2051), (2, 8200), (2, 16392), (66, 264)):
         for verdict in _verify.verify(_op.get(name), CASES[name], "cuda_simt", shape, dtype):
             assert verdict.right, f"{shape}: {verdict}"
 
@@ -149,7 +150,8 @@ def test_more_tensors_than_a_launch_holds(dtype):
 @pytest.mark.parametrize("name", CASES)
 def test_order_of_threads_does_not_show(name):
     """The same bits whatever the order of blocks and threads."""
-    op, args = _op.get(name), CASES[name].inputs((70, 600), torch.float32)
+    (shape,) = shapes(CASES[name], (70, 600))
+    op, args = _op.get(name), CASES[name].inputs(shape, torch.float32)
     first = dict(_verify.run(op, "cuda_simt", args, 0, torch.float32))
     try:
         for seed in (1, 2, 3):

@@ -28,13 +28,14 @@ __device__ void rotate_pair(T& first, T& second, float cos, float sin) {
 template <int kWidth, bool kInterleaved, class T>
 __device__ void rotate_heads(const Rope& args, const Heads<T>& heads, const float* cos, const float* sin) {
   const float sign = args.inverse ? -1.0f : 1.0f;
-  const int64_t half = args.rotary_dim / 2, steps = half / kWidth;
-  for (int64_t item = threadIdx.x; item < heads.count * steps; item += blockDim.x) {
-    const int64_t head = item / steps, i = item % steps * kWidth;
+  // A token's elements are counted in 32 bits: division in 64 is a call, which spills.
+  const int half = int(args.rotary_dim / 2), steps = half / kWidth, items = int(heads.count) * steps;
+  for (int item = threadIdx.x; item < items; item += blockDim.x) {
+    const int head = item / steps, i = item % steps * kWidth;
     const T* x = heads.x + head * heads.x_stride + (kInterleaved ? 2 * i : i);
     T* y = heads.y + head * heads.y_stride + (kInterleaved ? 2 * i : i);
     const auto c = load<kWidth>(cos + i), s = load<kWidth>(sin + i);
-    const int64_t apart = kInterleaved ? kWidth : half;
+    const int apart = kInterleaved ? kWidth : half;
     auto low = load<kWidth>(x), high = load<kWidth>(x + apart);
     for (int pair = 0; pair < kWidth; ++pair) {
       const int first = 2 * pair, second = 2 * pair + 1;
@@ -48,8 +49,8 @@ __device__ void rotate_heads(const Rope& args, const Heads<T>& heads, const floa
     store(y + apart, high);
   }
   if (heads.x == heads.y) return;
-  const int64_t rest = args.head_dim - args.rotary_dim;
-  for (int64_t item = threadIdx.x; item < heads.count * rest; item += blockDim.x) {
+  const int rest = int(args.head_dim - args.rotary_dim), others = int(heads.count) * rest;
+  for (int item = threadIdx.x; item < others; item += blockDim.x) {
     const int64_t head = item / rest, d = args.rotary_dim + item % rest;
     heads.y[head * heads.y_stride + d] = heads.x[head * heads.x_stride + d];
   }

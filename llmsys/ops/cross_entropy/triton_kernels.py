@@ -77,20 +77,24 @@ def forward_kernel(
         kept = tl.where(highest == float("-inf"), 0.0, total * tl.exp(shift - next_shift))
         total = kept + tl.sum(tl.exp(z - next_shift), axis=0)
         highest, shift = higher, next_shift
-    lse = shift + tl.log(total)
+    log_total = tl.log(total)
+    lse = shift + log_total
     valid = (target >= 0) & (target < classes)
     z_target = capped(load(logits_ptr + target, valid), softcap)
-    loss = (1.0 - smoothing) * (lse - tl.where(valid, z_target, float("nan")))
+    # Differences from the shift are all but exact: log_total comes last, so that the loss is rounded once.
+    loss = (1.0 - smoothing) * ((shift - tl.where(valid, z_target, float("nan"))) + log_total)
     if z_loss != 0.0:
         loss += z_loss * lse * lse
     loss *= weight_of(weight_ptr, target, valid)
     if SMOOTH:
-        others = 0.0
+        others, weights = 0.0, 0.0
         for start in range(0, classes, BLOCK):
             mask = start + col < classes
             z = capped(load(logits_ptr + start + col, mask), softcap)
-            others += tl.sum(tl.where(mask, weight_of(weight_ptr, start + col, mask) * (lse - z), 0.0), axis=0)
-        loss += smoothing / classes * others
+            weight = tl.where(mask, weight_of(weight_ptr, start + col, mask), 0.0)
+            others += tl.sum(tl.where(mask, weight * (shift - z), 0.0), axis=0)
+            weights += tl.sum(weight, axis=0)
+        loss += smoothing / classes * (others + weights * log_total)
     tl.store(loss_ptr + row, tl.where(valid, loss, float("nan")))
     tl.store(lse_ptr + row, lse)
 
