@@ -5,15 +5,6 @@
 
 namespace llmsys::cpu::LLMSYS_ISA {
 
-namespace {
-
-// beta m + (1 - beta) g with one product, as the compiler would fuse either of two into the sum; from the larger share.
-LLMSYS_INLINE F32 mixed(F32 m, F32 g, float beta, float one_minus_beta) {
-  return beta > 0.5f ? m + (g - m) * one_minus_beta : g + (m - g) * beta;
-}
-
-}  // namespace
-
 void lion(const Lion& args) {
   const float scale = args.grad_scale ? *args.grad_scale : 1.0f, grad_scale = args.maximize ? -scale : scale;
   const float lr = float(args.lr), decay = float(1.0 - args.lr * args.weight_decay);
@@ -22,10 +13,11 @@ void lion(const Lion& args) {
   for_each_tensor(args, args.tensors, [&](auto p, auto g, const LionTensor& tensor, int64_t begin, int64_t end) {
     update_elements<decltype(p), decltype(g)>(tensor, tensor.exp_avg, begin, end, [=](F32 grad, F32& p, F32& m) {
       grad = grad * grad_scale;
-      const F32 c = mixed(m, grad, beta1, one_minus_beta1);
+      // Said outright: of a sum of two products the compiler fuses one or the other, here and there.
+      const F32 c = multiply_add(m, splat(beta1), grad * one_minus_beta1);
       // Neither above nor below 0 is 0, or NaN: then p becomes NaN too.
       p = p * decay - select(c > 0.0f, splat(lr), select(c < 0.0f, splat(-lr), c));
-      m = mixed(m, grad, beta2, one_minus_beta2);
+      m = multiply_add(m, splat(beta2), grad * one_minus_beta2);
     });
   });
 }

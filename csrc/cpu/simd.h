@@ -75,6 +75,18 @@ LLMSYS_INLINE F32 min(F32 a, F32 b) { return a < b ? a : b; }
 LLMSYS_INLINE F32 max(F32 a, F32 b) { return a > b ? a : b; }
 LLMSYS_INLINE U32 max(U32 a, U32 b) { return a > b ? a : b; }
 
+// a b + c, rounded once where the machine has such an instruction: always this product, where `a * b + d * e` leaves
+// the choice to the compiler.
+LLMSYS_INLINE F32 multiply_add(F32 a, F32 b, F32 c) {
+#if LLMSYS_AVX512
+  return _mm512_fmadd_ps(a, b, c);
+#elif defined(__FMA__)
+  return _mm256_fmadd_ps(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
 // Whether every lane of a comparison holds.
 LLMSYS_INLINE bool all(I32 mask) {
 #if LLMSYS_AVX512

@@ -39,6 +39,12 @@ LLMSYS_EMULATED __m512 sqrt_ps(__m512 x) {
   return join<__m512>(_mm256_sqrt_ps(half<__m512, __m256>(x, 0)), _mm256_sqrt_ps(half<__m512, __m256>(x, 1)));
 }
 
+LLMSYS_EMULATED __m512 fmadd_ps(__m512 a, __m512 b, __m512 c) {
+  return join<__m512>(
+      _mm256_fmadd_ps(half<__m512, __m256>(a, 0), half<__m512, __m256>(b, 0), half<__m512, __m256>(c, 0)),
+      _mm256_fmadd_ps(half<__m512, __m256>(a, 1), half<__m512, __m256>(b, 1), half<__m512, __m256>(c, 1)));
+}
+
 LLMSYS_EMULATED __m512 cvtph_ps(__m256i x) {
   return join<__m512>(_mm256_cvtph_ps(half<__m256i, __m128i>(x, 0)), _mm256_cvtph_ps(half<__m256i, __m128i>(x, 1)));
 }
@@ -138,6 +144,7 @@ LLMSYS_EMULATED void stream_si512(__m512i* p, __m512i x) {
 #define _mm512_castps256_ps512 emulated_avx512::castps256_ps512
 #define _mm512_cvtepi32_epi8 emulated_avx512::cvtepi32_epi8
 #define _mm512_cvtepu8_epi32 emulated_avx512::cvtepu8_epi32
+#define _mm512_fmadd_ps emulated_avx512::fmadd_ps
 #define _mm512_movepi32_mask emulated_avx512::movepi32_mask
 #define _mm512_permutexvar_ps emulated_avx512::permutexvar_ps
 #define _mm512_sqrt_ps emulated_avx512::sqrt_ps
