@@ -67,8 +67,11 @@ def random_words(seed_low, seed_high, first, SKIP: tl.constexpr, SIZE: tl.conste
     else:  # every element has its counter's words and takes one
         element = first + SKIP + tl.arange(0, SIZE)
         w0, w1, w2, w3 = philox(seed_low, seed_high, element // 4)
-        word = element % 4
-        return tl.where(word < 2, tl.where(word == 0, w0, w1), tl.where(word == 2, w2, w3))
+        word = (element % 4).to(tl.int32)
+        # By masks: Triton 3.7.1 cannot select among four for gfx942 (LLVM: "node should have been selected").
+        low = (w0 & -(word == 0).to(tl.int32)) | (w1 & -(word == 1).to(tl.int32))
+        high = (w2 & -(word == 2).to(tl.int32)) | (w3 & -(word == 3).to(tl.int32))
+        return low | high
 
 
 def contiguous_like(x: torch.Tensor) -> torch.Tensor:

@@ -145,8 +145,8 @@ class AdamW(torch.optim.Optimizer):
         self, params: list[torch.Tensor], grads: list[torch.Tensor], states: list[dict[str, Any]], **settings: Any
     ) -> None:
         """One call of the op on tensors that go together."""
-        moments = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))
-        adamw(params, grads, *moments, [state["master"] for state in states if "master" in state], **settings)
+        m, v = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))
+        adamw(params, grads, m, v, [state["master"] for state in states if "master" in state], **settings)
 
     # ---- state dicts: as torch.optim.AdamW's, with "master" beside "exp_avg" ----
 

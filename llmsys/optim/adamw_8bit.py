@@ -40,8 +40,9 @@ class AdamW8bit(AdamW):
             super()._update(params, grads, states, **settings)
             return
         names = "exp_avg", "exp_avg_sq", "exp_avg_scale", "exp_avg_sq_scale"
-        lists = ([state[name] for state in states] for name in names)
-        adamw_8bit(params, grads, *lists, [state["master"] for state in states if "master" in state], **settings)
+        m, v, m_scale, v_scale = ([state[name] for state in states] for name in names)
+        masters = [state["master"] for state in states if "master" in state]
+        adamw_8bit(params, grads, m, v, m_scale, v_scale, masters, **settings)
 
     def _load(self, saved: dict[str, Any], param: torch.Tensor) -> dict[str, Any]:
         """A parameter's state from one that was saved, in 8 bits or wide: as this parameter is kept."""

@@ -8,7 +8,7 @@ from collections import defaultdict
 
 import pytest
 
-from tests.triton.compiled import CASES, TARGETS, Kernel
+from tests.triton.compiled import CASES, PLAN, Kernel
 
 pytest.importorskip("triton")
 
@@ -32,8 +32,7 @@ def kernels(tmp_path_factory) -> dict[tuple[str, str], list[Kernel]]:
     return found
 
 
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case, target", PLAN)
 def test_compiles_within_registers(kernels, case, target):
     assert kernels[case, target], "nothing was launched"
     for kernel in kernels[case, target]:
@@ -42,8 +41,7 @@ def test_compiles_within_registers(kernels, case, target):
         assert kernel.shared <= MAX_SHARED
 
 
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("case", [name for name, case in CASES.items() if case.aligned])
+@pytest.mark.parametrize("case, target", [(name, target) for name, target in PLAN if CASES[name].aligned])
 def test_multiples_of_16_are_fast(kernels, case, target):
     for kernel in kernels[case, target]:
         assert kernel.wide > 0, "nothing moves 16 bytes at a time"
