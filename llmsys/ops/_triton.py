@@ -47,7 +47,10 @@ def store(pointer, value, mask):
 @triton.jit
 def row_start(row, inner, stride, outer_stride):
     """Where rows at two distances start, as `llmsys.ops._native.grouped_rows` gives them."""
-    return row // inner * outer_stride + row % inner * stride
+    start = row * outer_stride
+    if inner != 1:  # 1 is a constant to the compiler
+        start = row // inner * outer_stride + row % inner * stride
+    return start
 
 
 @triton.jit

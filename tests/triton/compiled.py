@@ -66,8 +66,14 @@ class Case:
 
     @property
     def aligned(self) -> bool:
-        """Whether every row starts 16 elements after another start, so that accesses can be 16 bytes wide."""
-        return all(size % 16 == 0 for size in (self.shape if isinstance(get(self.op), ListOp) else self.shape[-1:]))
+        """Whether every row of every tensor starts 16 elements after another start, so that accesses can be 16 bytes
+        wide."""
+        if isinstance(get(self.op), ListOp):
+            return all(size % 16 == 0 for size in self.shape)
+        args = cases_of(self.op).inputs(self.shape, self.dtype, "meta", **dict(self.variant))
+        results = get(self.op).implementations["reference"].forward(*args)
+        results = results if isinstance(results, tuple) else (results,)
+        return all(t.shape[-1] % 16 == 0 for t in (*args, *results) if isinstance(t, torch.Tensor) and t.dim() > 1)
 
     def launch(self) -> None:
         op, cases = get(self.op), cases_of(self.op)

@@ -253,6 +253,11 @@ def forward_loops(dim: int) -> bool:
     return dim > (SCALAR_REGISTER_DIM if dim % 16 else FORWARD_REGISTER_DIM)
 
 
+def loop_warps(dim: int) -> int:
+    """Warps of the backward that loops: twice as many where each element has its address, which takes registers."""
+    return num_warps(LOOP_BLOCK * (2 if dim % 16 else 1))
+
+
 def backward_loops(dim: int, dtype: torch.dtype) -> bool:
     return dim > (SCALAR_REGISTER_DIM if dim % 16 else BACKWARD_REGISTER_BYTES // dtype.itemsize)
 
@@ -265,7 +270,7 @@ def backward_warps(elements: int, dtype: torch.dtype) -> int:
 def chunk_rows(rows: int, dim: int, dtype: torch.dtype, num_sms: int) -> int:
     """Rows per program of the backward: enough programs to fill the device once, each a whole number of tiles."""
     if backward_loops(dim, dtype):
-        block_rows, warps = 1, num_warps(LOOP_BLOCK)
+        block_rows, warps = 1, loop_warps(dim)
     else:
         block_rows, block_dim = tile(dim)
         warps = backward_warps(block_rows * block_dim, dtype)
@@ -330,9 +335,7 @@ def launch_backward(
     block_rows, block_dim = tile(dim)
     with device_of(s):
         if backward_loops(dim, s.dtype):
-            backward_looped_kernel[(chunks,)](
-                *tensors, rows, dim, run, *strides, LOOP_BLOCK, num_warps=num_warps(LOOP_BLOCK)
-            )
+            backward_looped_kernel[(chunks,)](*tensors, rows, dim, run, *strides, LOOP_BLOCK, num_warps=loop_warps(dim))
         else:
             backward_kernel[(chunks,)](
                 *tensors, rows, dim, run, *strides, block_rows, block_dim,

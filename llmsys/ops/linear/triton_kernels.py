@@ -140,7 +140,8 @@ def gemm(
         gemm_kernel[(tiles,)](
             *(a[0], b[0], bias, residual, c, pre, rows, cols, depth, *a[1:], *b[1:], residual_stride),
             *(activation, BLOCK, BLOCK, BLOCK_DEPTH),
-            num_warps=2 * NUM_WARPS if c.dtype == torch.float32 else NUM_WARPS,  # without tensor cores
+            # Without tensor cores, or loaded element by element, a tile takes more registers.
+            num_warps=2 * NUM_WARPS if c.dtype == torch.float32 or c.shape[-1] % 16 else NUM_WARPS,
         )
 
 

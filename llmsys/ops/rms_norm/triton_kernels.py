@@ -19,7 +19,7 @@ LOOP_BLOCK = 4096
 
 # Row lengths that stay in registers: what compiles without a spill for sm_80, sm_90, sm_100 and gfx942.
 FORWARD_REGISTER_DIM = 16384
-BACKWARD_REGISTER_BYTES = 32768  # the backward also holds its part of dweight
+BACKWARD_REGISTER_BYTES = 8192  # the backward also holds its part of dweight
 SCALAR_REGISTER_DIM = 4096  # rows that 16 does not divide are loaded by element, and each address takes registers
 BACKWARD_RELOAD_DIM = tl.constexpr(4096)  # beyond, dy and x no longer fit beside it and are read again, from L1
 BACKWARD_WARPS_PER_SM = 16
