@@ -1,5 +1,7 @@
 """Dropout whose mask is computed again instead of kept."""
 
+import sys
+
 import torch
 from torch import Tensor
 
@@ -25,9 +27,14 @@ class Dropout(torch.nn.Dropout):
 
 
 def _drawn_seed() -> int:
+    # A compiled randint has numbers of its own. Where no compiler is loaded none is at work, and it stays unloaded.
+    draw = torch.compiler.disable(_draw) if "torch._dynamo" in sys.modules else _draw
+    return draw()
+
+
+def _draw() -> int:
     return int(torch.randint(2**63 - 1, (), device="cpu"))
 
 
-# A compiled randint has numbers of its own. This is the mark that torch.compiler.disable leaves; the decorator itself
-# would import the compiler with the library.
+# The mark that torch.compiler.disable leaves: a graph breaks here.
 _drawn_seed._torchdynamo_disable = True  # type: ignore[attr-defined]
