@@ -21,7 +21,6 @@ LOOP_BLOCK = 4096
 FORWARD_REGISTER_DIM = 16384
 BACKWARD_REGISTER_BYTES = 8192  # the backward also holds its part of dweight
 SCALAR_REGISTER_DIM = 4096  # rows that 16 does not divide are loaded by element, and each address takes registers
-BACKWARD_RELOAD_DIM = tl.constexpr(4096)  # beyond, dy and x no longer fit beside it and are read again, from L1
 BACKWARD_WARPS_PER_SM = 16
 INTERPRETED_SMS = 4
 
@@ -142,11 +141,6 @@ def backward_kernel(
         s = load(s_ptr + row_start(row, inner, s_stride, s_outer_stride) + col, mask)
         weight = load(weight_ptr + col, col < dim) + weight_offset
         along = tl.sum(dy * weight * s, axis=1, keep_dims=True) / dim * rstd * rstd
-        if BLOCK_DIM > BACKWARD_RELOAD_DIM:
-            tl.debug_barrier()  # else the compiler merges these loads with the first ones
-            dy = load(dy_ptr + row_start(row, inner, dy_stride, dy_outer_stride) + col, mask)
-            s = load(s_ptr + row_start(row, inner, s_stride, s_outer_stride) + col, mask)
-            weight = load(weight_ptr + col, col < dim) + weight_offset
         dweight += dy * (s * rstd)
         dx = (dy * weight - s * along) * rstd
         if dsum_ptr is not None:
