@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import ModuleType
 from unittest import mock
@@ -36,6 +36,11 @@ class Runner:
     implementation: str  # "cpu"
     why_not: str | None = None
     isa: str | None = None
+
+    @property
+    def device(self) -> str:
+        """Where its tensors are: without a GPU, Triton is interpreted on the CPU's."""
+        return "cuda" if self.implementation in ("cuda", "triton") and torch.cuda.is_available() else "cpu"
 
     @property
     def slow(self) -> bool:
@@ -83,7 +88,8 @@ def runners(op: Op) -> list[Runner]:
                 missing = None if isa in _C.cpu.isas() else f"this machine cannot run {isa}"
                 found.append(Runner(f"cpu[{isa}]", name, missing, isa))
         else:
-            found.append(Runner(name, name, implementation.reason(_device(name), _example(op))))
+            runner = Runner(name, name)
+            found.append(replace(runner, why_not=implementation.reason(runner.device, _example(op))))
     return found
 
 
@@ -150,7 +156,7 @@ def fused_projection(tensor: torch.Tensor) -> torch.Tensor:
     """The middle third of a (B, T, 3, H, K) projection of q, k and v."""
     if tensor.dim() != 4:
         return tensor
-    projected = torch.full((*tensor.shape[:2], 3, *tensor.shape[2:]), float("nan"), dtype=tensor.dtype)
+    projected = tensor.new_full((*tensor.shape[:2], 3, *tensor.shape[2:]), float("nan"))
     projected[:, :, 1] = tensor
     return projected[:, :, 1]
 
@@ -183,7 +189,7 @@ def _partial_gradients(op: Op, cases: ModuleType, runner: Runner, dtype: torch.d
 def _stays_inside(op: Op, cases: ModuleType, runner: Runner, dtype: torch.dtype) -> None:
     """Nothing outside a buffer is written, all of each output is, and inputs stay as they were."""
     for shape in shapes(cases, (1, 1), (3, 7), (5, 16), (4, 33), (70, 5)):
-        args = cases.inputs(shape, dtype, _device(runner.implementation))
+        args = cases.inputs(shape, dtype, runner.device)
         before = [arg.clone() if isinstance(arg, torch.Tensor) else arg for arg in args]
         plain = list(run(op, runner.implementation, args, 0, dtype))
         with guarded_allocations():
@@ -197,7 +203,7 @@ def _stays_inside(op: Op, cases: ModuleType, runner: Runner, dtype: torch.dtype)
 def _writes_out(op: Op, cases: ModuleType, runner: Runner, dtype: torch.dtype) -> None:
     """out= receives what would have been returned, without a gradient."""
     (shape,) = shapes(cases, (5, 33))
-    args = cases.inputs(shape, dtype, _device(runner.implementation))
+    args = cases.inputs(shape, dtype, runner.device)
     with use(**{op.name: runner.implementation}), torch.no_grad():
         expected = op(*args)
         many = isinstance(expected, tuple)
@@ -227,7 +233,7 @@ def _keeps_special_values(op: Op, cases: ModuleType, runner: Runner, dtype: torc
 def _repeats(op: Op, cases: ModuleType, runner: Runner, dtype: torch.dtype) -> None:
     """The same bits on a second run, and with another number of threads."""
     (shape,) = shapes(cases, (9, 264) if runner.slow else (130, 264))
-    args = cases.inputs(shape, dtype, _device(runner.implementation))
+    args = cases.inputs(shape, dtype, runner.device)
     first = list(run(op, runner.implementation, args, 0, dtype))
     threads = torch.get_num_threads()
     try:
@@ -301,13 +307,8 @@ def shapes(cases: ModuleType, *sizes: tuple[int, ...]) -> list[tuple[int, ...]]:
 
 
 def _right(op: Op, cases: ModuleType, runner: Runner, shape: tuple, dtype: torch.dtype, **options: object) -> None:
-    device = _device(runner.implementation)
-    for verdict in verify(op, cases, runner.implementation, shape, dtype, device=device, **options):
+    for verdict in verify(op, cases, runner.implementation, shape, dtype, device=runner.device, **options):
         assert verdict.right, f"{op.name} {runner.name} {shape} {dtype} {options}: {verdict}"
-
-
-def _device(implementation: str) -> str:
-    return "cuda" if implementation in ("cuda", "triton") and torch.cuda.is_available() else "cpu"
 
 
 def _example(op: Op) -> tuple:

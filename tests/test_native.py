@@ -30,6 +30,14 @@ def test_links_no_torch():
 
 
 @needs_binutils
+def test_shares_no_streams():
+    """Streams of C++ take their locales from whichever libstdc++ of the process came first: a crash where it is another
+    than the module was built with."""
+    symbols = output("nm", "-D", "-C", _C.__file__)
+    assert not re.search(r"\bstd::(basic_[io]?f?stream|locale)\b", symbols), symbols
+
+
+@needs_binutils
 @pytest.mark.parametrize("isa", ["avx2", "avx512"])
 def test_wide_instructions_do_not_leak(isa):
     """A weak symbol compiled for a wide machine could replace the baseline's at link time: each names its ISA."""

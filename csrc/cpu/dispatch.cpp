@@ -1,7 +1,6 @@
 #include "dispatch.h"
 
-#include <fstream>
-#include <string>
+#include <cstdio>
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -56,13 +55,18 @@ const char* matrix_unit([[maybe_unused]] DType dtype) {
 }
 
 int64_t last_level_cache_bytes() {
-  // The kernel's own table: sysconf counts every cache of an AMD package as one.
+  // The kernel's own table: sysconf counts every cache of an AMD package as one. Read with C's files: streams of C++
+  // share their locales with whoever else in the process has them, built by another compiler or not.
   static const int64_t bytes = [] {
     int64_t largest = 0;
     for (int index = 0; index < 8; ++index) {
-      std::ifstream file("/sys/devices/system/cpu/cpu0/cache/index" + std::to_string(index) + "/size");
-      int64_t kibibytes = 0;
-      if (file >> kibibytes && kibibytes * 1024 > largest) largest = kibibytes * 1024;
+      char path[64];
+      std::snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu0/cache/index%d/size", index);
+      std::FILE* file = std::fopen(path, "r");
+      if (!file) break;
+      long kibibytes = 0;
+      if (std::fscanf(file, "%ldK", &kibibytes) == 1 && kibibytes * 1024 > largest) largest = kibibytes * 1024;
+      std::fclose(file);
     }
     return largest;
   }();

@@ -32,7 +32,7 @@ def every_runner(op: ListOp):
 
 def assert_right(op: ListOp, cases, runner: Runner, shape: tuple, dtype: torch.dtype, **options) -> None:
     """By the rule of `llmsys.ops._verify`."""
-    for verdict in verify(op, cases, runner.implementation, shape, dtype, **options):
+    for verdict in verify(op, cases, runner.implementation, shape, dtype, device=runner.device, **options):
         assert verdict.right, f"{runner.name} {shape} {dtype} {options}: {verdict}"
 
 
@@ -43,12 +43,12 @@ def call(op: ListOp, runner: Runner, args: tuple):
 
 def fenced(tensor: torch.Tensor) -> torch.Tensor:
     """A copy one element past an aligned address, between sentinels."""
-    buffer = torch.full((tensor.numel() + 2 * GUARD + 1,), 77.0, dtype=tensor.dtype)
+    buffer = tensor.new_full((tensor.numel() + 2 * GUARD + 1,), 77.0)
     return buffer[GUARD + 1 : GUARD + 1 + tensor.numel()].view(tensor.shape).copy_(tensor)
 
 
 def assert_fences_stand(tensor: torch.Tensor) -> None:
-    buffer = torch.empty(0, dtype=tensor.dtype).set_(tensor.untyped_storage())
+    buffer = tensor.new_empty(0).set_(tensor.untyped_storage())
     start = tensor.storage_offset()
     assert (buffer[:start] == 77).all() and (buffer[start + tensor.numel() :] == 77).all()
 

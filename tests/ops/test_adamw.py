@@ -45,7 +45,7 @@ def test_every_pair_of_dtypes(runner, dtype, grad_dtype, masters):
 
 @dtypes
 def test_offset_by_one_element_and_nothing_outside_is_written(runner, dtype):
-    args = cases.inputs((0, 1, 7, 15, 16, 17, 33, 1000), dtype, masters=True)
+    args = cases.inputs((0, 1, 7, 15, 16, 17, 33, 1000), dtype, runner.device, masters=True)
     expected, guarded = copied(args), mapped(fenced, args)
     call(OP, runner, expected)
     call(OP, runner, guarded)
@@ -74,7 +74,7 @@ def repeated(tensor):
     ids=["gapped", "transposed", "mixed"],
 )
 def test_any_layout(runner, dtype, layouts):
-    args = cases.inputs((3, 21, 48), dtype, masters=True)
+    args = cases.inputs((3, 21, 48), dtype, runner.device, masters=True)
     expected = mapped(lambda tensor: tensor.view(-1, 3).clone(), args)
     lists = [[layout(t) for t in tensors] for layout, tensors in zip(layouts, args, strict=False)]
     strided = (*lists, *args[5:])
@@ -86,7 +86,7 @@ def test_any_layout(runner, dtype, layouts):
 
 
 def test_expanded_gradients(runner):
-    params, grads, *rest = cases.inputs((3, 21), torch.float32)
+    params, grads, *rest = cases.inputs((3, 21), torch.float32, runner.device)
     grads = [repeated(grad) for grad in grads]
     args = ([p.view(-1, 3) for p in params], grads, *(([t.view(-1, 3) for t in ts]) for ts in rest[:3]), *rest[3:])
     expected = (args[0], [grad.clone() for grad in grads], *args[2:])
@@ -101,9 +101,9 @@ def test_special_values(runner, dtype):
     values = torch.tensor([math.nan, math.inf, -math.inf, torch.finfo(dtype).max, 0.0, -0.0])
 
     def poisoned(which):
-        args = list(cases.inputs((40, 9), dtype, masters=True))
+        args = list(cases.inputs((40, 9), dtype, runner.device, masters=True))
         for tensor in args[which]:
-            tensor[:6] = values.to(tensor.dtype)
+            tensor[:6] = values.to(tensor)
         return tuple(args)
 
     for which in range(5):
@@ -116,7 +116,7 @@ def test_special_values(runner, dtype):
 
 
 def test_nan_scale_poisons_everything(runner):
-    args = cases.inputs((40, 9), torch.float32, grad_scale=math.nan)
+    args = cases.inputs((40, 9), torch.float32, runner.device, grad_scale=math.nan)
     call(OP, runner, args)
     assert all(tensor.isnan().all() for tensor in tensors_of((args[0], args[2], args[3])))
 
@@ -124,7 +124,7 @@ def test_nan_scale_poisons_everything(runner):
 @dtypes
 def test_same_bits_again_and_with_other_threads(runner, dtype):
     small = range(300 if runner.implementation == "cpu" else 3)  # an interpreter needs seconds for many
-    args = cases.inputs((30_000, 5, 0, 4096, *small), dtype, masters=True)
+    args = cases.inputs((30_000, 5, 0, 4096, *small), dtype, runner.device, masters=True)
     threads, results = torch.get_num_threads(), []
     try:
         for count in (threads, threads, 1, 2, 3):
@@ -141,7 +141,7 @@ def test_same_bits_again_and_with_other_threads(runner, dtype):
 def test_master_keeps_what_rounding_loses(runner, dtype):
     """Steps too small to move a 16-bit weight add up in its master."""
     for masters in (False, True):
-        args = cases.inputs((64,), dtype, masters=masters, lr=1e-4, weight_decay=0.0)
+        args = cases.inputs((64,), dtype, runner.device, masters=masters, lr=1e-4, weight_decay=0.0)
         for tensor in tensors_of(args):
             tensor.fill_(1.0)
         for _ in range(30):
@@ -152,7 +152,7 @@ def test_master_keeps_what_rounding_loses(runner, dtype):
 
 def test_ten_thousand_tensors_with_one_gradient_scale(runner):
     shape = (3,) * (10_000 if runner.implementation == "cpu" else 20)
-    args = cases.inputs(shape, torch.float32, grad_scale=0.5)
+    args = cases.inputs(shape, torch.float32, runner.device, grad_scale=0.5)
     expected = copied(args)
     call(OP, runner, args)
     OP.implementations["reference"].forward(*expected)

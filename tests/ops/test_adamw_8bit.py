@@ -78,7 +78,7 @@ def test_codes_are_the_nearest(runner, step):
     itself errs in float32, and for the roundings of the place between two numbers, both of which the code moves past:
     of inverse, quotient, slope, intercept, product and sum, each half a unit of at most 1.
     """
-    args = cases.inputs((40_000 if runner.implementation == "cpu" else 2000,), torch.float32, step=step)
+    args = cases.inputs((40_000 if runner.implementation == "cpu" else 2000,), torch.float32, runner.device, step=step)
     lists, settings = args[:7], args[7:]
     moments = {}
     for dtype in (torch.float32, torch.float64):
@@ -89,10 +89,11 @@ def test_codes_are_the_nearest(runner, step):
         moments[dtype] = m, v
     call(OP, runner, args)
     for i, signed in ((0, True), (1, False)):
+        values = numbers(signed, runner.device).double()
         exact, rounded = moments[torch.float64][i], moments[torch.float32][i]
         scales = args[4 + i][0].double().repeat_interleave(BLOCK)[: len(exact)]
-        error = (numbers(signed).double()[args[2 + i][0].long()] * scales - exact).abs()
-        nearest = (numbers(signed).double() * scales[:, None] - exact[:, None]).abs().amin(1)
+        error = (values[args[2 + i][0].long()] * scales - exact).abs()
+        nearest = (values * scales[:, None] - exact[:, None]).abs().amin(1)
         roundings = 2 * 6 * torch.finfo(torch.float32).eps / 2 * scales
         assert (error - nearest <= 2 * (rounded - exact).abs().max() + roundings).all()
 
@@ -106,19 +107,20 @@ def test_every_code_is_decoded(runner, signed):
     args = [[torch.zeros(256)], [torch.zeros(256)], [codes.clone()], [zero], [one.clone()], [one.clone()], []]
     if not signed:
         args[2], args[3] = [torch.full((256,), 255, dtype=torch.uint8)], [codes.clone()]
+    args = mapped(lambda tensor: tensor.to(runner.device), args)
     call(OP, runner, (*args, 1.0, 1 - 2**-40, 1.0 - 2**-40, 1.0, 0.0, 1000, None, False))
-    assert torch.equal(args[2 if signed else 3][0], codes)
+    assert torch.equal(args[2 if signed else 3][0].cpu(), codes)
     bias = [1 - (1 - 2**-40) ** 1000] * 2
     value = numbers(signed).double()
     m, v = (value, 0 * value) if signed else (1 + 0 * value, value)
     expected = -m / bias[0] / (v.sqrt() / bias[1] ** 0.5 + 1)
     # Without fused multiply-add the multiple of a step is rounded, up to nine times the number; then a few operations.
-    torch.testing.assert_close(args[0][0].double(), expected, rtol=(9 + 7) * 2**-24, atol=0)
+    torch.testing.assert_close(args[0][0].double().cpu(), expected, rtol=(9 + 7) * 2**-24, atol=0)
 
 
 @dtypes
 def test_offset_by_one_element_and_nothing_outside_is_written(runner, dtype):
-    args = cases.inputs((0, 1, 7, 255, 256, 257, 520), dtype, masters=True)
+    args = cases.inputs((0, 1, 7, 255, 256, 257, 520), dtype, runner.device, masters=True)
     expected, guarded = copied(args), mapped(fenced, args)
     call(OP, runner, expected)
     call(OP, runner, guarded)
@@ -131,7 +133,7 @@ def test_offset_by_one_element_and_nothing_outside_is_written(runner, dtype):
 @pytest.mark.parametrize("layout", [harness.gapped, harness.transposed], ids=lambda layout: layout.__name__)
 def test_any_layout_of_weights_and_gradients(runner, layout):
     """Blocks are in row-major order, whatever the order in memory."""
-    args = cases.inputs((3, 300), torch.float32, masters=True)
+    args = cases.inputs((3, 300), torch.float32, runner.device, masters=True)
     args = tuple([t.view(-1, 3) for t in a] if i in (0, 1, 2, 3, 6) else a for i, a in enumerate(args))
     expected = copied(args)
     strided = tuple([layout(t) for t in a] if i in (0, 1, 6) else a for i, a in enumerate(args))
@@ -142,7 +144,7 @@ def test_any_layout_of_weights_and_gradients(runner, layout):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf], ids=str)
 def test_what_is_not_finite_poisons_its_block_alone(runner, value):
-    args = cases.inputs((600,), torch.float32)
+    args = cases.inputs((600,), torch.float32, runner.device)
     args[1][0][300] = value
     call(OP, runner, args)
     for scales, codes, signed in ((args[4][0], args[2][0], True), (args[5][0], args[3][0], False)):
@@ -153,7 +155,7 @@ def test_what_is_not_finite_poisons_its_block_alone(runner, value):
 
 
 def test_zero_and_tiny_moments(runner):
-    args = cases.inputs((300,), torch.float32, lr=0.0)
+    args = cases.inputs((300,), torch.float32, runner.device, lr=0.0)
     for i, code in ((2, 127), (3, 0)):
         args[i][0].fill_(code)
     args[1][0][:256] = 0.0
@@ -167,7 +169,9 @@ def test_zero_and_tiny_moments(runner):
 @dtypes
 def test_same_bits_again_and_with_other_threads(runner, dtype):
     small = range(300 if runner.implementation == "cpu" else 3)  # an interpreter needs seconds for many
-    args = cases.inputs((30_000 if runner.implementation == "cpu" else 3000, 5, 0, *small), dtype, masters=True)
+    args = cases.inputs(
+        (30_000 if runner.implementation == "cpu" else 3000, 5, 0, *small), dtype, runner.device, masters=True
+    )
     threads, results = torch.get_num_threads(), []
     try:
         for count in (threads, threads, 1, 3):

@@ -62,7 +62,7 @@ def test_no_row_that_counts():
 def test_z_loss_and_softcap(runner):
     if runner.why_not:
         pytest.skip(runner.why_not)
-    logits, target = torch.tensor([[1.0, 2.0, -3.0]]), torch.tensor([1])
+    logits, target = torch.tensor([[1.0, 2.0, -3.0]], device=runner.device), torch.tensor([1], device=runner.device)
     z = [4 * math.tanh(x / 4) for x in (1.0, 2.0, -3.0)]
     lse = math.log(sum(map(math.exp, z)))
     with runner.selected():
@@ -85,14 +85,14 @@ def climbing(tensor: torch.Tensor) -> torch.Tensor:
     """Each block of a row far above the one before."""
     if not tensor.is_floating_point() or tensor.dim() < 2:
         return tensor
-    return tensor + 100 * (torch.arange(tensor.shape[-1]) // 1024)
+    return tensor + 100 * (torch.arange(tensor.shape[-1], device=tensor.device) // 1024)
 
 
 def masked(tensor: torch.Tensor) -> torch.Tensor:
     """The first blocks of each row at -infinity, as a vocabulary's padding may be."""
     if not tensor.is_floating_point() or tensor.dim() < 2:
         return tensor
-    return torch.where(torch.arange(tensor.shape[-1]) < 1500, -torch.inf, tensor)
+    return torch.where(torch.arange(tensor.shape[-1], device=tensor.device) < 1500, -torch.inf, tensor)
 
 
 def huge(tensor: torch.Tensor) -> torch.Tensor:
@@ -107,7 +107,7 @@ def test_seldom_rows(runner, layout, dtype):
     if runner.why_not:
         pytest.skip(runner.why_not)
     with runner.selected():
-        for verdict in verify(OP, cases, runner.implementation, (3, 3000), dtype, layout=layout):
+        for verdict in verify(OP, cases, runner.implementation, (3, 3000), dtype, device=runner.device, layout=layout):
             assert verdict.right, verdict
 
 
@@ -116,11 +116,12 @@ def test_target_out_of_range_is_nan(runner):
     """Where nobody has checked: the row is NaN, the others are what they are, and nothing else is read."""
     if runner.why_not:
         pytest.skip(runner.why_not)
-    logits, target = torch.randn(4, 40), torch.tensor([3, 40, -1, 2**40])
+    logits, dloss = torch.randn(4, 40, device=runner.device), torch.ones(4, device=runner.device)
+    target = torch.tensor([3, 40, -1, 2**40], device=runner.device)
     implementation = OP.implementations[runner.implementation]
     with runner.selected():
         loss, lse = implementation.forward(logits, target, None, -100, 0.0, 0.0, 0.0)
-        dlogits = implementation.backward(torch.ones(4), None, logits, target, None, lse, -100, 0.0, 0.0, 0.0)
+        dlogits = implementation.backward(dloss, None, logits, target, None, lse, -100, 0.0, 0.0, 0.0)
     assert loss.isnan().tolist() == [False, True, True, True]
     assert dlogits.isnan().all(1).tolist() == [False, True, True, True] and dlogits[0].isfinite().all()
 

@@ -48,37 +48,38 @@ def called(runner, x, p, seed, offset=0):
 @pytest.mark.parametrize("offset", [0, 2**34 - 12, 2**62 + 3])
 def test_words_are_philoxs(runner, seed, offset):
     """The word of each element to its last bit: as the least one that is kept, it is; with p a step higher, not."""
-    words = random_words(seed, offset, 4).tolist()
+    x, words = torch.ones(40, device=runner.device), random_words(seed, offset, 4).tolist()
     if (seed, offset) == (0, 0):
         assert tuple(words) == KNOWN[0][2]
     for i, word in enumerate(words):
-        assert called(runner, torch.ones(40), word / 2**32, seed, offset)[i] != 0
-        assert called(runner, torch.ones(40), (word + 1) / 2**32, seed, offset)[i] == 0
+        assert called(runner, x, word / 2**32, seed, offset)[i] != 0
+        assert called(runner, x, (word + 1) / 2**32, seed, offset)[i] == 0
 
 
 @by_runner
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_bits_are_the_references(runner, dtype):
     """Over vectors, tails, run boundaries, strides, and pieces that start anywhere."""
-    x = torch.randn(9, 1101, generator=torch.Generator().manual_seed(0)).to(dtype)
+    x = torch.randn(9, 1101, generator=torch.Generator().manual_seed(0)).to(runner.device, dtype)
     reference = OP.implementations["reference"].forward
     for given in (x, x[:, :1000], x[::2, 1:], x.t(), x[:0]):
         for offset in (0, 1, 6, 2**34 - 4091):
-            assert same_bits(called(runner, given, 0.37, 11, offset), reference(given, 0.37, 11, offset))
+            y = called(runner, given, 0.37, 11, offset)
+            assert same_bits(y.cpu(), reference(given.cpu(), 0.37, 11, offset))
 
 
 @by_runner
 @pytest.mark.parametrize("p", [1.0, 1 - 2**-40])
 def test_everything_is_dropped(runner, p):
     """Where no word is as large as p · 2³²; into a result that exists, too."""
-    x = torch.full((5, 7), float("nan"))
+    x = torch.full((5, 7), float("nan"), device=runner.device)
     assert (called(runner, x, p, 3) == 0).all()
-    assert (OP.implementations[runner.implementation].forward(x, p, 3, 0, out=torch.ones(5, 7)) == 0).all()
+    assert (OP.implementations[runner.implementation].forward(x, p, 3, 0, out=torch.ones_like(x)) == 0).all()
 
 
 @by_runner
 def test_a_piece_takes_its_own_words(runner):
-    x = torch.randn(3001)
+    x = torch.randn(3001, device=runner.device)
     whole = called(runner, x, 0.5, 7, 100)
     for begin in (0, 4, 1234, 2999):
         assert same_bits(called(runner, x[begin:], 0.5, 7, 100 + begin), whole[begin:])

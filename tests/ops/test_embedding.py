@@ -30,8 +30,8 @@ def gradient(runner, ids, weight, dy, padding_idx=None):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("padding_idx", [None, 1, -1])
 def test_is_torchs(runner, dtype, padding_idx):
-    ids = torch.tensor([[4, 1, 0], [1, 4, 4]])
-    weight, dy = torch.randn(5, 9).to(dtype), torch.randn(2, 3, 9).to(dtype)
+    ids = torch.tensor([[4, 1, 0], [1, 4, 4]], device=runner.device)
+    weight, dy = (torch.randn(shape, device=runner.device).to(dtype) for shape in ((5, 9), (2, 3, 9)))
     dweight = gradient(runner, ids, weight, dy, padding_idx)
     wide = weight.double().requires_grad_()
     y = F.embedding(ids, wide, padding_idx)
@@ -52,7 +52,8 @@ def test_gradient_is_summed_in_order_in_float32(runner, dtype):
     sums = torch.zeros(7, 2100)
     for position, id in enumerate(ids.tolist()):
         sums[id] += dy[position].float()
-    assert same_bits(gradient(runner, ids, torch.zeros(7, 2100, dtype=dtype), dy), sums.to(dtype))
+    weight, ids, dy = (tensor.to(runner.device) for tensor in (torch.zeros(7, 2100, dtype=dtype), ids, dy))
+    assert same_bits(gradient(runner, ids, weight, dy).cpu(), sums.to(dtype))
 
 
 @pytest.mark.parametrize("runner", [r for r in runners(OP) if r.implementation == "cpu"], ids=lambda r: r.name)
@@ -95,20 +96,21 @@ def test_large_enough_to_stream(runner):
 def test_ids_out_of_range(runner, bad):
     if runner.why_not:
         pytest.skip(runner.why_not)
-    ids = torch.tensor([[0, 4], [bad, -7]])
+    ids, weight = torch.tensor([[0, 4], [bad, -7]], device=runner.device), torch.randn(5, 9, device=runner.device)
     message = rf"llmsys.embedding: ids has {bad} at position 2, expected numbers in \[0, 5\)"
     with runner.selected(), use(embedding=runner.implementation), pytest.raises(IndexError, match=message):
-        embedding(ids, torch.randn(5, 9))
+        embedding(ids, weight)
 
 
 @by_runner
 def test_an_empty_table(runner):
     if runner.why_not:
         pytest.skip(runner.why_not)
+    ids, weight = torch.tensor([0], device=runner.device), torch.randn(0, 9, device=runner.device)
     with runner.selected(), use(embedding=runner.implementation):
-        assert embedding(torch.zeros(0, dtype=torch.int64), torch.randn(0, 9)).shape == (0, 9)
+        assert embedding(ids[:0], weight).shape == (0, 9)
         with pytest.raises(IndexError, match=r"ids has 0 at position 0, expected numbers in \[0, 0\)"):
-            embedding(torch.tensor([0]), torch.randn(0, 9))
+            embedding(ids, weight)
 
 
 @pytest.mark.parametrize(

@@ -25,27 +25,27 @@ def test_accurate(runner, dtype, variant):
 
 
 def test_mixed_dtypes(runner):
-    tensors = [tensor for dtype in harness.DTYPES for tensor in cases.inputs((5, 4097, 31), dtype)[0]]
+    tensors = [tensor for dtype in harness.DTYPES for tensor in cases.inputs((5, 4097, 31), dtype, runner.device)[0]]
     expected = torch.cat([tensor.double() for tensor in tensors]).norm()
     torch.testing.assert_close(call(OP, runner, (tensors,)).double(), expected, rtol=1e-6, atol=0)
 
 
 @dtypes
 def test_any_layout(runner, dtype):
-    args = cases.inputs((3, 21, 4800), dtype)
+    args = cases.inputs((3, 21, 4800), dtype, runner.device)
     expected = call(OP, runner, args)
     assert same_bits(call(OP, runner, mapped(fenced, args)), expected)
     for layout in (harness.gapped, harness.transposed):
         strided = mapped(lambda tensor, layout=layout: layout(tensor.view(-1, 3)), args)
         assert (call(OP, runner, strided) - expected).abs() <= 2e-7 * expected
-    expanded = torch.full((1,), 2.0, dtype=dtype).expand(100)
+    expanded = torch.full((1,), 2.0, dtype=dtype, device=runner.device).expand(100)
     assert call(OP, runner, ([expanded],)) == 20
 
 
 @dtypes
 def test_special_values(runner, dtype):
     for value in (math.nan, math.inf, -math.inf):
-        args = cases.inputs((40, 9), dtype)
+        args = cases.inputs((40, 9), dtype, runner.device)
         args[0][1][8] = value
         norm = call(OP, runner, args)
         assert norm.isnan() if math.isnan(value) else norm == math.inf
@@ -53,7 +53,7 @@ def test_special_values(runner, dtype):
 
 @dtypes
 def test_same_bits_again_and_with_other_threads_and_inputs_stay(runner, dtype):
-    args = cases.inputs((70_000, 5, 0, 4096, *range(300)), dtype)
+    args = cases.inputs((70_000, 5, 0, 4096, *range(300)), dtype, runner.device)
     before, threads, results = copied(args), torch.get_num_threads(), []
     try:
         for count in (threads, threads, 1, 2, 3):
@@ -68,10 +68,10 @@ def test_same_bits_again_and_with_other_threads_and_inputs_stay(runner, dtype):
 
 def test_sum_of_many_squares_beyond_float32(runner):
     """Sums of chunks are float64: what overflows float32 only in the sum does not overflow."""
-    tensors = [torch.full((4096,), 2.5e17)] * 4
+    tensors = [torch.full((4096,), 2.5e17, device=runner.device)] * 4
     norm = call(OP, runner, (tensors,))
     worst = 4096 * 2**-24  # of adding one tensor's squares one after another in float32
-    torch.testing.assert_close(norm, torch.tensor(3.2e19), rtol=worst, atol=0)
+    torch.testing.assert_close(norm.cpu(), torch.tensor(3.2e19), rtol=worst, atol=0)
 
 
 # ---- once ----

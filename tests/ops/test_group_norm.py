@@ -40,7 +40,7 @@ def test_groups_do_not_see_each_other(runner):
     """One group and one sample changed: the same bits everywhere else."""
     if runner.why_not:
         pytest.skip(runner.why_not)
-    x, num_groups, weight, bias, eps = cases.inputs((3, 8, 37), torch.float32, num_groups=4)
+    x, num_groups, weight, bias, eps = cases.inputs((3, 8, 37), torch.float32, runner.device, num_groups=4)
     other = x.clone()
     other[1, 2:4] += 5.0
     with runner.selected():

@@ -29,7 +29,8 @@ def test_rows_of_zeros(runner):
     """Nothing to divide by but eps: zeros, and a gradient that is dy / eps."""
     if runner.why_not:
         pytest.skip(runner.why_not)
-    x, dy, implementation = torch.zeros(3, 19), torch.randn(3, 19), OP.implementations[runner.implementation]
+    x, dy = torch.zeros(3, 19, device=runner.device), torch.randn(3, 19, device=runner.device)
+    implementation = OP.implementations[runner.implementation]
     with runner.selected():
         y, length = implementation.forward(x, 1e-3)
         dx = implementation.backward(dy, x, length, 1e-3)
@@ -46,9 +47,10 @@ def test_rows_of_zeros(runner):
 def test_heads(runner, layout, dtype):
     if runner.why_not:
         pytest.skip(runner.why_not)
+    options = {"device": runner.device, "layout": layout}
     with runner.selected():
         for shape in ((2, 3, 4, 33), (1, 5, 2, 64)):
-            for verdict in verify(OP, cases, runner.implementation, shape, dtype, layout=layout):
+            for verdict in verify(OP, cases, runner.implementation, shape, dtype, **options):
                 assert verdict.right, f"{shape}: {verdict}"
 
 

@@ -39,7 +39,7 @@ def test_far_from_zero(runner):
     """Rows of which only the last three digits differ: what is right is what is right of their distances."""
     if runner.why_not:
         pytest.skip(runner.why_not)
-    near = torch.randn(6, 1024, generator=torch.Generator().manual_seed(0)).mul(64).round()
+    near = torch.randn(6, 1024, generator=torch.Generator().manual_seed(0)).mul(64).round().to(runner.device)
     far = near + 2.0**17  # exact: both are multiples of one
     with runner.selected():
         y, mean, rstd = OP.implementations[runner.implementation].forward(far, None, None, 1e-5)
@@ -61,7 +61,7 @@ def test_constant_rows(runner):
     """Nothing to divide by but eps: exactly the bias."""
     if runner.why_not:
         pytest.skip(runner.why_not)
-    x, bias = torch.full((4, 33), 3.7), torch.randn(33)
+    x, bias = torch.full((4, 33), 3.7, device=runner.device), torch.randn(33, device=runner.device)
     with runner.selected():
         y = OP.implementations[runner.implementation].forward(x, None, bias, 1e-5)[0]
     torch.testing.assert_close(y, bias.expand(4, 33), rtol=0, atol=2e-4)  # 1/sqrt(eps) times the mean's last bit

@@ -23,12 +23,13 @@ def test_relu2(runner):
     if runner.why_not:
         pytest.skip(runner.why_not)
     for dtype in DTYPES:
-        args = cases.inputs((29, 65), dtype, activation="relu2", out_features=70)
-        if OP.implementations[runner.implementation].reason("cpu", args):
+        args = cases.inputs((29, 65), dtype, runner.device, activation="relu2", out_features=70)
+        if OP.implementations[runner.implementation].reason(runner.device, args):
             continue
         with runner.selected():
             for verdict in verify(
                 *(OP, cases, runner.implementation, (29, 65), dtype),
+                device=runner.device,
                 activation="relu2",
                 out_features=70,
                 bias=True,

@@ -36,7 +36,7 @@ def test_accurate(runner, dtype, variant):
 
 @dtypes
 def test_offset_by_one_element_and_nothing_outside_is_written(runner, dtype):
-    args = cases.inputs((0, 1, 7, 15, 16, 17, 33, 1000), dtype, masters=True)
+    args = cases.inputs((0, 1, 7, 15, 16, 17, 33, 1000), dtype, runner.device, masters=True)
     expected, guarded = copied(args), mapped(fenced, args)
     call(OP, runner, expected)
     call(OP, runner, guarded)
@@ -48,7 +48,7 @@ def test_offset_by_one_element_and_nothing_outside_is_written(runner, dtype):
 
 @pytest.mark.parametrize("layout", [harness.gapped, harness.transposed], ids=lambda layout: layout.__name__)
 def test_any_layout(runner, layout):
-    args = cases.inputs((3, 21, 48), torch.bfloat16, masters=True)
+    args = cases.inputs((3, 21, 48), torch.bfloat16, runner.device, masters=True)
     expected = mapped(lambda tensor: tensor.view(-1, 3).clone(), args)
     strided = mapped(lambda tensor: layout(tensor.view(-1, 3)), args)
     call(OP, runner, expected)
@@ -60,9 +60,9 @@ def test_any_layout(runner, layout):
 def test_special_values(runner, dtype):
     values = torch.tensor([math.nan, math.inf, -math.inf, torch.finfo(dtype).max, 0.0, -0.0])
     for which in range(4):
-        args = cases.inputs((40, 9), dtype, masters=True)
+        args = cases.inputs((40, 9), dtype, runner.device, masters=True)
         for tensor in args[which]:
-            tensor[:6] = values.to(tensor.dtype)
+            tensor[:6] = values.to(tensor)
         expected = copied(args)
         call(OP, runner, args)
         OP.implementations["reference"].forward(*expected)
@@ -71,7 +71,9 @@ def test_special_values(runner, dtype):
 
 
 def test_same_bits_again_and_with_other_threads(runner):
-    args = cases.inputs((30_000 if runner.implementation == "cpu" else 3000, 5, 0, 4096), torch.bfloat16, masters=True)
+    args = cases.inputs(
+        (30_000 if runner.implementation == "cpu" else 3000, 5, 0, 4096), torch.bfloat16, runner.device, masters=True
+    )
     threads, results = torch.get_num_threads(), []
     try:
         for count in (threads, threads, 1, 3):

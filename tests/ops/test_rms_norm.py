@@ -21,9 +21,10 @@ def test_heads(runner, layout, dtype):
     """Queries and keys (B, T, H, K) as a fused projection leaves them, each head normalised apart."""
     if runner.why_not:
         pytest.skip(runner.why_not)
+    options = {"device": runner.device, "layout": layout}
     with runner.selected():
         for shape in ((2, 3, 4, 33), (1, 5, 2, 64)):
-            for verdict in verify(OP, cases, runner.implementation, shape, dtype, layout=layout):
+            for verdict in verify(OP, cases, runner.implementation, shape, dtype, **options):
                 assert verdict.right, f"{shape}: {verdict}"
 
 

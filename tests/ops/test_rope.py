@@ -63,8 +63,8 @@ def test_half_rotates_as_interleaved_does(runner):
     """The two layouts are one op on elements in another order."""
     if runner.why_not:
         pytest.skip(runner.why_not)
-    x, cos, sin, _ = cases.inputs((2, 3, 2, 48), torch.float32)
-    order = torch.arange(48).view(2, 24).T.flatten()
+    x, cos, sin, _ = cases.inputs((2, 3, 2, 48), torch.float32, runner.device)
+    order = torch.arange(48, device=runner.device).view(2, 24).T.flatten()
     forward = OP.implementations[runner.implementation].forward
     with runner.selected():
         halves = forward(x, cos, sin, False)[..., order]
@@ -85,10 +85,11 @@ def token_of_tables(tensor: torch.Tensor) -> torch.Tensor:
 def test_layout(runner, layout, dtype):
     if runner.why_not:
         pytest.skip(runner.why_not)
+    options = {"device": runner.device, "layout": layout}
     with runner.selected():
         for variant in ({}, {"interleaved": True}, {"per_sequence": True, "rotary_fraction": 0.5}):
             for shape in ((2, 3, 4, 33), (1, 5, 2, 64)):
-                for verdict in verify(OP, cases, runner.implementation, shape, dtype, layout=layout, **variant):
+                for verdict in verify(OP, cases, runner.implementation, shape, dtype, **options, **variant):
                     assert verdict.right, f"{shape} {variant}: {verdict}"
 
 
@@ -110,12 +111,12 @@ def test_in_place(runner, interleaved, dtype):
         pytest.skip(runner.why_not)
     forward = OP.implementations[runner.implementation].forward
     for head_dim in (7, 33, 128):
-        x, cos, sin, _ = cases.inputs((2, 3, 2, head_dim), dtype, rotary_fraction=0.75)
+        x, cos, sin, _ = cases.inputs((2, 3, 2, head_dim), dtype, runner.device, rotary_fraction=0.75)
+        gapped = x.new_full((2, 3, 5, head_dim + 1), 77.0)
+        view = gapped[:, :, 1:3, 1:].copy_(x)
         with runner.selected():
             expected = forward(x, cos, sin, interleaved)
             assert forward(x, cos, sin, interleaved, out=x) is x
-            gapped = torch.full((2, 3, 5, head_dim + 1), 77.0, dtype=dtype)
-            view = gapped[:, :, 1:3, 1:].copy_(cases.inputs((2, 3, 2, head_dim), dtype, rotary_fraction=0.75)[0])
             forward(view, cos, sin, interleaved, out=view)
         assert same_bits(x, expected) and same_bits(view, expected)
         view.fill_(77.0)

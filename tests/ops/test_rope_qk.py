@@ -18,10 +18,10 @@ def test_op(check):
     check()
 
 
-def projected(dtype=torch.float32, heads=6, kv_heads=2, head_dim=32):
+def projected(dtype=torch.float32, device="cpu", heads=6, kv_heads=2, head_dim=32):
     """q, k and v as views of one (B, T, (Hq + 2·Hkv)·K) projection."""
     generator = torch.Generator().manual_seed(0)
-    qkv = torch.randn(2, 5, (heads + 2 * kv_heads) * head_dim, generator=generator).to(dtype)
+    qkv = torch.randn(2, 5, (heads + 2 * kv_heads) * head_dim, generator=generator).to(device, dtype)
     q, k, v = qkv.unflatten(-1, (-1, head_dim)).split((heads, kv_heads, kv_heads), dim=2)
     return qkv, q, k, v
 
@@ -33,8 +33,8 @@ def test_is_rope_of_each_also_in_a_fused_projection(runner, interleaved, dtype):
     """Read where they are, and rotated in place there: v and what is beside them stay."""
     if runner.why_not:
         pytest.skip(runner.why_not)
-    qkv, q, k, v = projected(dtype)
-    cos, sin = rope_tables(torch.tensor([[0, 1, 2, 3, 4], [9, 8, 7, 6, 5]]), 24)
+    qkv, q, k, v = projected(dtype, runner.device)
+    cos, sin = rope_tables(torch.tensor([[0, 1, 2, 3, 4], [9, 8, 7, 6, 5]]), 24, device=runner.device)
     v_before = v.clone()
     with runner.selected(), use(rope=runner.implementation, rope_qk=runner.implementation):
         expected = [rope(x, cos, sin, interleaved=interleaved) for x in (q, k)]
