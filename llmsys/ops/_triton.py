@@ -57,7 +57,7 @@ def row_start(row, inner, stride, outer_stride):
 def philox(seed_low, seed_high, counter):
     """The four words of each 64-bit `counter`, as uint32: see `llmsys.ops._philox`."""
     c0, c1 = counter.to(tl.uint32), (counter >> 32).to(tl.uint32)
-    key0, key1 = tl.to_tensor(seed_low).to(tl.uint32), tl.to_tensor(seed_high).to(tl.uint32)
+    key0, key1 = tl.cast(seed_low, tl.uint32), tl.cast(seed_high, tl.uint32)
     return philox_impl(c0, c1, c0 * 0, c0 * 0, key0, key1)
 
 

@@ -132,12 +132,15 @@ PLAN = [(name, target) for name in CASES for target in targets_of(name)]
 # ---- how it is compiled ----
 
 
-def launches(case: Case) -> list[tuple[object, tuple, int]]:
-    """(kernel, arguments, warps) of each launch of `case`."""
+def launches(case: Case) -> list[tuple[object, tuple, dict]]:
+    """(kernel, arguments, compiler options) of each launch of `case`."""
     import triton
 
     found = []
-    record = lambda kernel, *args, **options: found.append((kernel, args, options["num_warps"]))  # noqa: E731
+
+    def record(kernel: object, *args: object, grid: object, warmup: bool, **options: object) -> None:
+        found.append((kernel, args, options))
+
     with mock.patch.object(triton.JITFunction, "run", record):
         case.launch()
     return found
@@ -148,13 +151,13 @@ def compiled(name: str, index: int, target: str) -> Kernel:
     import triton
     from triton.backends.compiler import GPUTarget
 
-    kernel, args, warps = launches(CASES[name])[index]
-    result = triton.compile(source(kernel, args), target=GPUTarget(*TARGETS[target]), options={"num_warps": warps})
+    kernel, args, options = launches(CASES[name])[index]
+    result = triton.compile(source(kernel, args), target=GPUTarget(*TARGETS[target]), options=options)
     registers, stack = nvidia_resources(result) if target.startswith("sm_") else amd_resources(result)
     assembly = result.asm["ptx"] if target.startswith("sm_") else result.asm["amdgcn"]
     wide = r"(?:ld|st)\.global\.\S*(?:v4\.b32|v2\.b64|v8\.b32|v4\.b64)|(?:load|store)_dwordx4"
     count = len(re.findall(wide, assembly))
-    return Kernel(kernel.fn.__name__, warps, registers, stack, result.metadata.shared, count)
+    return Kernel(kernel.fn.__name__, options["num_warps"], registers, stack, result.metadata.shared, count)
 
 
 def source(kernel: object, args: tuple) -> object:
@@ -211,8 +214,8 @@ def all_compiled() -> dict[tuple[str, str], list[Kernel]]:
     keys: dict[str, list[str]] = {}
     for name, case in CASES.items():
         keys[name] = []
-        for index, (kernel, args, warps) in enumerate(launches(case)):
-            key = f"{kernel.cache_key} {source(kernel, args).hash()} {warps}"
+        for index, (kernel, args, options) in enumerate(launches(case)):
+            key = f"{kernel.cache_key} {source(kernel, args).hash()} {options}"
             first.setdefault(key, (name, index))
             keys[name].append(key)
     jobs = list(dict.fromkeys((key, target) for name, target in PLAN for key in keys[name]))

@@ -19,9 +19,10 @@ BLOCK = 4096
 
 
 @triton.jit
-def capped(x, softcap):
-    """softcap · tanh(x / softcap); near 0 by the first terms of its series, where the quotient below would cancel."""
-    z = x
+def sloped_cap(x, softcap):
+    """softcap · tanh(x / softcap) and its derivative; near 0 by the first terms of the series, where the quotient below
+    would cancel."""
+    z, slope = x, 1.0
     if softcap != 0.0:
         u = x / softcap
         magnitude = tl.abs(u)
@@ -33,6 +34,13 @@ def capped(x, softcap):
         near = p * (s * magnitude) + magnitude
         t = tl.where(magnitude < 0.625, near, far)
         z = softcap * tl.where(u < 0, -t, t)
+        slope = tl.where(magnitude < 0.625, 1.0 - t * t, 4.0 * e / ((1.0 + e) * (1.0 + e)))
+    return z, slope
+
+
+@triton.jit
+def capped(x, softcap):
+    z, _ = sloped_cap(x, softcap)
     return z
 
 
@@ -145,13 +153,13 @@ def backward_kernel(
         along += uniform * total_weight
     for start in range(0, classes, BLOCK):
         mask = start + col < classes
-        z = capped(load(logits_ptr + start + col, mask), softcap)
+        z, slope = sloped_cap(load(logits_ptr + start + col, mask), softcap)
         dz = along * tl.exp(z - lse)
         if SMOOTH:
             dz -= uniform * weight_of(weight_ptr, start + col, mask)
         dz -= tl.where(start + col == target, at_target, 0.0)
         if softcap != 0.0:
-            dz *= 1.0 - (z / softcap) * (z / softcap)
+            dz *= slope
         store(dlogits_ptr + start + col, dz, mask)
 
 

@@ -12,6 +12,7 @@ from llmsys.ops._triton import INTERPRETED, contiguous_like, device_of, load, st
 from llmsys.ops.linear.native import matrix_of
 
 BLOCK, BLOCK_DEPTH, NUM_WARPS = 64, 32, 4
+RUN = tl.constexpr(128)  # products summed one after another before the sum is added to the total: less is rounded away
 GROUP = tl.constexpr(8)  # rows of tiles that run side by side, so that they find each other's tiles of B in the cache
 
 
@@ -70,14 +71,18 @@ def gemm_kernel(
     col = (inside // height * BLOCK_COLS + tl.arange(0, BLOCK_COLS)).to(tl.int64)[None, :]
 
     sums = tl.zeros((BLOCK_ROWS, BLOCK_COLS), tl.float32)
-    for start in range(0, depth, BLOCK_DEPTH):
-        k = start + tl.arange(0, BLOCK_DEPTH).to(tl.int64)
-        across, down = k[None, :], k[:, None]
-        a = tl.load(a_ptr + row * a_row_stride + across * a_k_stride, mask=(row < rows) & (across < depth), other=0.0)
-        b = tl.load(b_ptr + down * b_k_stride + col * b_col_stride, mask=(down < depth) & (col < cols), other=0.0)
-        if INTERPRETED:  # whose dot would multiply the bits of bfloat16
-            a, b = to_float32(a), to_float32(b)
-        sums = tl.dot(a, b, sums, input_precision="ieee")
+    for first_k in range(0, depth, RUN):
+        run = tl.zeros((BLOCK_ROWS, BLOCK_COLS), tl.float32)
+        for start in range(first_k, min(first_k + RUN, depth), BLOCK_DEPTH):
+            k = start + tl.arange(0, BLOCK_DEPTH).to(tl.int64)
+            across, down = k[None, :], k[:, None]
+            a_mask, b_mask = (row < rows) & (across < depth), (down < depth) & (col < cols)
+            a = tl.load(a_ptr + row * a_row_stride + across * a_k_stride, mask=a_mask, other=0.0)
+            b = tl.load(b_ptr + down * b_k_stride + col * b_col_stride, mask=b_mask, other=0.0)
+            if INTERPRETED:  # whose dot would multiply the bits of bfloat16
+                a, b = to_float32(a), to_float32(b)
+            run = tl.dot(a, b, run, input_precision="ieee")
+        sums += run
 
     mask = (row < rows) & (col < cols)
     if bias_ptr is not None:
