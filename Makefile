@@ -44,12 +44,12 @@ bench: setup
 doctor: setup
 	$(BIN)/python -m llmsys doctor
 
-# On a machine with a GPU and its own torch and Triton: make gpu PYTHON=python3
+# On a machine with a GPU and its own torch, Triton and pytest-xdist: make gpu PYTHON=python3
 gpu:
 	$(PYTHON) setup.py -q build_ext --inplace
-	$(PYTHON) -m pytest -q -m "gpu or not gpu" tests/ops
-	$(PYTHON) -m llmsys doctor
-	$(PYTHON) -m llmsys bench ops --record
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -n auto tests/ops -k "not simt and not emulated"
+	$(PYTHON) -m llmsys doctor --record
+	$(PYTHON) -m llmsys bench ops --device cuda --budget 0.3 --record
 
 clean:
 	rm -rf build dist *.egg-info llmsys/*.so .pytest_cache .mypy_cache .ruff_cache .benchmarks

@@ -22,6 +22,7 @@ from llmsys.ops import _op
 from llmsys.ops._native import instruction_set
 from llmsys.ops._op import Op
 from llmsys.ops._verify import verify
+from llmsys.perf import report
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ROOT = Path(llmsys.__file__).parents[1]
@@ -61,15 +62,22 @@ def machine() -> dict[str, str]:
     }
 
 
-def doctor(json: Annotated[bool, "Print JSON instead of a table."] = False) -> None:
+def doctor(
+    json: Annotated[bool, "Print JSON instead of a table."] = False,
+    record: Annotated[bool, "Write what was found to benchmarks/records, in a source checkout."] = False,
+) -> None:
     """Check every kernel on this machine against the reference. Exit code 1 if any is wrong."""
     if env.has("triton") and not torch.cuda.is_available() and not env.triton_interpreted():
         env.restart_with(TRITON_INTERPRET="1")  # read when Triton is imported
     findings = examine()
+    ops = [asdict(finding) for finding in findings]
     if json:
-        print(json_format.dumps({"machine": machine(), "ops": [asdict(finding) for finding in findings]}, indent=1))
+        print(json_format.dumps({"machine": machine(), "ops": ops}, indent=1))
     else:
         _print(findings)
+    if record:
+        content = report.record(report.environment(report.command_line()), [], suite="doctor", ops=ops)
+        report.write_record(report.record_path(content), content)
     if any(finding.right is False for finding in findings):
         raise SystemExit(1)
 

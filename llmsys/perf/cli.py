@@ -69,7 +69,7 @@ def bench(
         bandwidth_bytes_per_s={"read": measured.read, "write": measured.write, "copy": measured.copy, **measured.ways},
         bars=[checkout.bars.as_record(verdict) for verdict in verdicts],
     )
-    for path in _paths(content, json, record):
+    for path in [*([json] if json else []), *([report.record_path(content)] if record else [])]:
         report.write_record(path, content)
         console.print(f"wrote {path}")
     if any(row.correct is False for row in rows):
@@ -119,11 +119,3 @@ def _shape(text: str) -> tuple[int, ...]:
     if not all(size.isdecimal() and int(size) > 0 for size in sizes):
         raise ValueError(f"llmsys.perf.bench: --shape {text}, expected positive sizes such as 4096x4096")
     return tuple(int(size) for size in sizes)
-
-
-def _paths(content: dict[str, Any], json: Path | None, record: bool) -> list[Path]:
-    paths = [json] if json else []
-    if record:
-        name = f"{content['date'][:10]}-{content['suite']}.json"
-        paths.append(report.CHECKOUT / "benchmarks" / "records" / report.machine_name(content) / name)
-    return paths

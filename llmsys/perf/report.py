@@ -95,6 +95,13 @@ def record(environment: dict[str, Any], rows: Iterable[Row], **more: Any) -> dic
     return {"format": RECORD_FORMAT, **environment, **more, "rows": [asdict(row) for row in rows]}
 
 
+def record_path(content: dict[str, Any]) -> Path:
+    """Where this checkout keeps the record `content`: a folder for the machine, a file for the day and the suite."""
+    return (
+        CHECKOUT / "benchmarks" / "records" / machine_name(content) / f"{content['date'][:10]}-{content['suite']}.json"
+    )
+
+
 def write_record(path: Path, content: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=1) + "\n")
