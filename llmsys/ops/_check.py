@@ -127,7 +127,7 @@ def lists(
 
 def optimizer_dtypes(given: dict[str, list[torch.Tensor]]) -> dict[str, tuple[torch.dtype, ...]]:
     """The dtypes of an optimizer's lists: states wide, params and grads as narrow as they come; float64 all or none."""
-    double = bool(given["params"]) and given["params"][0].dtype == torch.float64
+    double = len(given["params"]) > 0 and given["params"][0].dtype == torch.float64
     wide = (torch.float64,) if double else (torch.float32,)
     narrow = wide if double else (torch.float32, torch.bfloat16, torch.float16)
     return dict.fromkeys(given, wide) | {"params": FLOATS, "grads": narrow}

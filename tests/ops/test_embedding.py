@@ -1,3 +1,7 @@
+import re
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -94,23 +98,40 @@ def test_large_enough_to_stream(runner):
 @by_runner
 @pytest.mark.parametrize("bad", [5, -1, 2**40, -(2**63)])
 def test_ids_out_of_range(runner, bad):
-    if runner.why_not:
-        pytest.skip(runner.why_not)
-    ids, weight = torch.tensor([[0, 4], [bad, -7]], device=runner.device), torch.randn(5, 9, device=runner.device)
-    message = rf"llmsys.embedding: ids has {bad} at position 2, expected numbers in \[0, 5\)"
-    with runner.selected(), use(embedding=runner.implementation), pytest.raises(IndexError, match=message):
-        embedding(ids, weight)
+    assert_refused(
+        runner, [[0, 4], [bad, -7]], 5, f"llmsys.embedding: ids has {bad} at position 2, expected numbers in [0, 5)"
+    )
 
 
 @by_runner
 def test_an_empty_table(runner):
     if runner.why_not:
         pytest.skip(runner.why_not)
-    ids, weight = torch.tensor([0], device=runner.device), torch.randn(0, 9, device=runner.device)
+    ids, weight = torch.tensor([], dtype=torch.int64, device=runner.device), torch.randn(0, 9, device=runner.device)
     with runner.selected(), use(embedding=runner.implementation):
-        assert embedding(ids[:0], weight).shape == (0, 9)
-        with pytest.raises(IndexError, match=r"ids has 0 at position 0, expected numbers in \[0, 0\)"):
-            embedding(ids, weight)
+        assert embedding(ids, weight).shape == (0, 9)
+    assert_refused(runner, [0], 0, "ids has 0 at position 0, expected numbers in [0, 0)")
+
+
+def assert_refused(runner, ids, rows, message):
+    """By an IndexError with `message`; on a GPU by its assertion, after which a process can use it no more."""
+    if runner.why_not:
+        pytest.skip(runner.why_not)
+    if runner.device == "cpu":
+        with (
+            runner.selected(),
+            use(embedding=runner.implementation),
+            pytest.raises(IndexError, match=re.escape(message)),
+        ):
+            embedding(torch.tensor(ids), torch.randn(rows, 9))
+        return
+    code = (
+        f"import torch, llmsys; ids = torch.tensor({ids}, device='cuda')\n"
+        f"with llmsys.use(embedding={runner.implementation!r}):\n"
+        f"    llmsys.embedding(ids, torch.randn({rows}, 9, device='cuda')); torch.cuda.synchronize()"
+    )
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert process.returncode != 0 and "device-side assert" in process.stderr
 
 
 @pytest.mark.parametrize(

@@ -164,6 +164,7 @@ def launch(
             *(*table_strides(cos), *table_strides(sin), both, interleaved, inverse),
             *(block_tokens, block_heads, block_half, block_rest),
             num_warps=num_warps(block_tokens * block_heads * triton.next_power_of_2(2 * block_half + block_rest)),
+            enable_fp_fusion=False,  # the same bits, whichever way the compiler lays out the tile
         )
     return outputs
 
