@@ -1,5 +1,5 @@
 // The functions of csrc/cpu/simd.h over arrays, for tests/test_simd.py: compiled once per instruction set.
-#include "../csrc/cpu/simd.h"
+#include "../csrc/cpu/functions.h"
 
 using namespace llmsys::cpu::LLMSYS_ISA;
 using llmsys::DType;

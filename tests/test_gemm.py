@@ -25,7 +25,7 @@ def library(isa: str) -> ctypes.CDLL:
         pytest.skip(missing)
     if isa != EMULATED and isa not in _C.cpu.isas():
         pytest.skip(f"this machine cannot run {isa}")
-    flags = (*FLAGS[isa], "-O2", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi", "-fopenmp")
+    flags = (*FLAGS[isa], "-O2", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-Wno-psabi", "-fopenmp")
     sources = [build.ROOT / path for path in ("csrc/cpu/gemm.cpp", "csrc/cpu/dispatch.cpp", "tests/gemm.cpp")]
     return ctypes.CDLL(build.link("gemm.so", build.compile([(path, flags) for path in sources]), "-shared", "-fopenmp"))
 

@@ -41,7 +41,7 @@ def library(isa: str) -> ctypes.CDLL:
         pytest.skip(missing)
     if isa != EMULATED and isa not in _C.cpu.isas():
         pytest.skip(f"this machine cannot run {isa}")
-    flags = (*FLAGS[isa], "-O2", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi")
+    flags = (*FLAGS[isa], "-O2", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-Wno-psabi")
     return ctypes.CDLL(build.link("simd.so", build.compile([(build.ROOT / "tests" / "simd.cpp", flags)]), "-shared"))
 
 

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "../activation.h"
-#include "simd.h"
+#include "functions.h"
 
 namespace llmsys::cpu::LLMSYS_ISA {
 
@@ -29,7 +29,7 @@ struct SiLU {
   static LLMSYS_INLINE F32 value(F32 x) { return x * sigmoid(x); }
   static LLMSYS_INLINE Sloped with_slope(F32 x) {
     F32 s = sigmoid(x), silu = x * s;
-    return {silu, s + silu * (1.0f - s)};
+    return {silu, multiply_add(silu, 1.0f - s, s)};
   }
 };
 
@@ -37,19 +37,19 @@ struct GELU {
   static LLMSYS_INLINE F32 value(F32 x) { return x * normal(x).cdf; }
   static LLMSYS_INLINE Sloped with_slope(F32 x) {
     auto [cdf, bell] = normal(x);
-    return {x * cdf, cdf + x * (bell * 0.398942280f)};  // 1 / sqrt(2 pi)
+    return {x * cdf, multiply_add(x, bell * 0.398942280f, cdf)};  // 1 / sqrt(2 pi)
   }
 };
 
 // x (1 + tanh u) / 2 with u = sqrt(2 / pi) (x + 0.044715 x^3), as x sigmoid(2 u): the same function.
 struct GELUTanh {
-  static LLMSYS_INLINE F32 value(F32 x) { return x * sigmoid(x * (1.59576912f + 0.0713548163f * (x * x))); }
+  static LLMSYS_INLINE F32 value(F32 x) { return x * sigmoid(x * multiply_add(x * x, 0.0713548163f, 1.59576912f)); }
   static LLMSYS_INLINE Sloped with_slope(F32 x) {
     // Beyond 30 the sigmoid is 0 or 1 exactly, and x^2 must not become infinite beside a 0. NaN through.
     F32 z = x > 30.0f ? splat(30.0f) : (x < -30.0f ? splat(-30.0f) : x);
     F32 square = z * z;
-    F32 s = sigmoid(z * (1.59576912f + 0.0713548163f * square));
-    return {x * s, s + z * s * (1.0f - s) * (1.59576912f + 0.214064449f * square)};
+    F32 s = sigmoid(z * multiply_add(square, 0.0713548163f, 1.59576912f));
+    return {x * s, multiply_add(z * s * (1.0f - s), multiply_add(square, 0.214064449f, 1.59576912f), s)};
   }
 };
 

@@ -16,13 +16,13 @@ LLMSYS_INLINE I32 to_i32(F32 x) { return __builtin_convertvector(x, I32); }  // 
 
 LLMSYS_INLINE F32 number_of(const DynamicMap& map, F32 j) {
   const U32 entry = as_u32(j) >> 23;  // the biased exponent, 127 + e: e - 1 in its low three bits
-  return lookup(map.step, entry) * j + lookup(map.offset, entry);
+  return multiply_add(lookup(map.step, entry), j, lookup(map.offset, entry));
 }
 
 LLMSYS_INLINE F32 decode_signed(U32 codes) {
   const F32 k = to_f32(codes) - float(kSignedZero);
   const U32 sign = as_u32(k) & 0x80000000u;
-  return as_f32(as_u32(number_of(kSignedMap, 2.0f * as_f32(as_u32(k) ^ sign) + 1.0f)) | sign);
+  return as_f32(as_u32(number_of(kSignedMap, multiply_add(as_f32(as_u32(k) ^ sign), 2.0f, 1.0f))) | sign);
 }
 
 LLMSYS_INLINE F32 decode_unsigned(U32 codes) { return number_of(kUnsignedMap, to_f32(codes) + 1.0f); }
@@ -40,12 +40,12 @@ LLMSYS_INLINE void encode(const float* from, float inverse, uint8_t* codes) {
   for (int i = 0; i < kAbreast; ++i) y[i] = load(from + i * kLanes) * inverse;
   for (int i = 0; i < kAbreast; ++i) sign[i] = as_u32(y[i]) & (kSigned ? 0x80000000u : 0u);
   for (int i = 0; i < kAbreast; ++i) y[i] = as_f32(as_u32(y[i]) ^ sign[i]);
-  for (int i = 0; i < kAbreast; ++i) x[i] = to_f32(as_u32(y[i])) * kDecadesPerBit + kDecadeOfZeroBits;
+  for (int i = 0; i < kAbreast; ++i) x[i] = multiply_add(to_f32(as_u32(y[i])), kDecadesPerBit, kDecadeOfZeroBits);
   for (int i = 0; i < kAbreast; ++i) e[i] = to_i32(max(x[i], F32{}));
   for (int i = 0; i < kAbreast; ++i) x[i] = lookup(map.end, reinterpret_cast<U32>(e[i]));
   for (int i = 0; i < kAbreast; ++i) e[i] = e[i] - (y[i] >= x[i]);
   for (int i = 0; i < kAbreast; ++i) x[i] = lookup(map.slope, reinterpret_cast<U32>(e[i]));
-  for (int i = 0; i < kAbreast; ++i) x[i] = x[i] * y[i] + kIntercept;
+  for (int i = 0; i < kAbreast; ++i) x[i] = multiply_add(x[i], y[i], kIntercept);
   for (int i = 0; i < kAbreast; ++i) x[i] = min(x[i], splat(kBelowTwo)) * kHalf;
   for (int i = 0; i < kAbreast; ++i) x[i] = as_f32((as_u32(x[i]) + (reinterpret_cast<U32>(e[i]) << 23)) | sign[i]);
   for (int i = 0; i < kAbreast; ++i) e[i] = to_i32(x[i]) + (kSigned ? kSignedZero : -1);

@@ -29,9 +29,9 @@ struct AdamWShared {
 template <bool kFromGrad>
 LLMSYS_INLINE void adamw_update(const AdamWShared& shared, F32 g, F32& p, F32& m, F32& v) {
   g = g * shared.grad_scale;
-  m = (kFromGrad ? g : m) + (g - m) * shared.toward_grad;
-  v = v * shared.beta2 + g * shared.one_minus_beta2 * g;
-  p = p * shared.decay - shared.step_size * m / (sqrt(v) + shared.eps);
+  m = multiply_add(g - m, shared.toward_grad, kFromGrad ? g : m);
+  v = multiply_add(v, shared.beta2, g * shared.one_minus_beta2 * g);
+  p = multiply_add(p, shared.decay, -(shared.step_size * m / (sqrt(v) + shared.eps)));
 }
 
 }  // namespace llmsys::cpu::LLMSYS_ISA

@@ -1,5 +1,6 @@
 #include "../clamped_swiglu.h"
 
+#include "functions.h"
 #include "pointwise.h"
 
 namespace llmsys::cpu::LLMSYS_ISA {
@@ -23,7 +24,7 @@ struct Backward {
   LLMSYS_INLINE Results<2> operator()(F32 dy, F32 gate, F32 up) const {
     F32 g = at_most(gate, limit);
     F32 s = sigmoid(alpha * g), value = g * s;
-    F32 dgate = dy * (clamped(up, limit) + 1.0f) * (s + alpha * value * (1.0f - s));
+    F32 dgate = dy * (clamped(up, limit) + 1.0f) * multiply_add(alpha * value, 1.0f - s, s);
     return {gate > limit ? F32{} : dgate, up > limit ? F32{} : (up < -limit ? F32{} : dy * value)};
   }
 };

@@ -1,8 +1,8 @@
 #include "../cross_entropy.h"
 
 #include "dispatch.h"
+#include "functions.h"
 #include "parallel.h"
-#include "simd.h"
 #include "stream.h"
 
 namespace llmsys::cpu::LLMSYS_ISA {
@@ -26,16 +26,16 @@ class ScaledExp {
 
   LLMSYS_INLINE Parts operator()(F32 z) {
     z = max(lowest_, z);
-    F32 biased = z * kLog2E + magic_;  // n + 127 in the low bits, which are the exponent of 2^n
+    F32 biased = multiply_add(z, kLog2E, magic_);  // n + 127 in the low bits, which are the exponent of 2^n
     highest_ = max(highest_, biased);
-    F32 f = z * kLog2E - (biased - magic_);  // in [-1/2, 1/2]
+    F32 f = multiply_add(z, kLog2E, magic_ - biased);  // in [-1/2, 1/2]
     // Minimax polynomial of 2^f with p(0) = 1, of relative error 9.2e-8.
     F32 p = splat(1.326472731e-3f);
-    p = p * f + 9.671512991e-3f;
-    p = p * f + 5.550733581e-2f;
-    p = p * f + 2.402224243e-1f;
-    p = p * f + 6.931470037e-1f;
-    p = p * f + 1.0f;
+    p = multiply_add(p, f, 9.671512991e-3f);
+    p = multiply_add(p, f, 5.550733581e-2f);
+    p = multiply_add(p, f, 2.402224243e-1f);
+    p = multiply_add(p, f, 6.931470037e-1f);
+    p = multiply_add(p, f, 1.0f);
     return {p, as_f32(as_u32(biased) << 23)};
   }
 
@@ -109,13 +109,13 @@ BlockSum sum_block(const Row<T, kCapped>& row, int64_t begin, int64_t end, float
       [&](int64_t d) {
         Block x = load_block<order_of<T>>(row.x + begin + d);
         auto first = exp(row.z(x.first)), second = exp(row.z(x.second));
-        even = first.mantissa * first.scale + even;
-        odd = second.mantissa * second.scale + odd;
+        even = multiply_add(first.mantissa, first.scale, even);
+        odd = multiply_add(second.mantissa, second.scale, odd);
       },
       [&](int64_t d, int count) {
         F32 z = first_lanes(count, row.z(load(row.x + begin + d, count)), -__builtin_inff());
         auto last = exp(z);
-        even = last.mantissa * last.scale + even;
+        even = multiply_add(last.mantissa, last.scale, even);
       });
   F32 both = even + odd;
   double sum = 0;
@@ -192,10 +192,11 @@ double sum_of_z(const Row<T, kCapped>& row, const float* weight) {
   constexpr Order kOrder = order_of<T>;
   return sum_over(
       row.size,
-      [&](int64_t d) {
+      [&](int64_t d, Block sum) {
         Block x = load_block<kOrder>(row.x + d), w = {splat(1.0f), splat(1.0f)};
         if (weight) w = load_block<kOrder>(weight + d);
-        return Block{row.z(x.first) * w.first, row.z(x.second) * w.second};
+        return Block{multiply_add(row.z(x.first), w.first, sum.first),
+                     multiply_add(row.z(x.second), w.second, sum.second)};
       },
       [&](int64_t d, int count) {
         F32 z = row.z(load(row.x + d, count));
@@ -256,7 +257,7 @@ void gradient_row(const Row<T, kCapped>& row, const Call& call, const Gradient& 
   auto gradient = [&](F32 x, F32 uniform_of_class) {
     F32 z = row.z(x);
     auto e = exp(z);
-    F32 dz = e.mantissa * (e.scale * along) - uniform_of_class;
+    F32 dz = multiply_add(e.mantissa, e.scale * along, -uniform_of_class);
     if constexpr (kCapped) dz = dz * row.slope(z);
     return dz;
   };

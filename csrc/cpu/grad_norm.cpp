@@ -9,14 +9,13 @@ namespace {
 
 template <class T>
 double sum_of_squares(const T* x, int64_t size) {
-  auto square = [](F32 value) { return value * value; };
   return sum_over(
       size,
-      [&](int64_t d) {
-        Block block = load_block<order_of<T>>(x + d);
-        return Block{square(block.first), square(block.second)};
+      [&](int64_t d, Block sum) {
+        Block v = load_block<order_of<T>>(x + d);
+        return Block{multiply_add(v.first, v.first, sum.first), multiply_add(v.second, v.second, sum.second)};
       },
-      [&](int64_t d, int count) { return square(load(x + d, count)); });
+      [&](int64_t d, int count) { return load(x + d, count) * load(x + d, count); });
 }
 
 }  // namespace

@@ -45,10 +45,11 @@ void channel_sums(const T* dy, const T* x, int64_t size, float mean, float rstd,
   double sums[2];
   sums_over<2>(
       size, sums,
-      [&](int64_t s, Block* terms) {
-        Block xhat = each_half(xhat_of, load_block<kOrder>(x + s));
-        terms[0] = load_block<kOrder>(dy + s);
-        terms[1] = {terms[0].first * xhat.first, terms[0].second * xhat.second};
+      [&](int64_t s, Block* sums) {
+        Block g = load_block<kOrder>(dy + s), xhat = each_half(xhat_of, load_block<kOrder>(x + s));
+        sums[0] = {sums[0].first + g.first, sums[0].second + g.second};
+        sums[1] = {multiply_add(g.first, xhat.first, sums[1].first),
+                   multiply_add(g.second, xhat.second, sums[1].second)};
       },
       [&](int64_t s, int count, F32* terms) {
         terms[0] = load(dy + s, count);  // zero beyond `count`

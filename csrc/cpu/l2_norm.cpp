@@ -8,13 +8,15 @@
 namespace llmsys::cpu::LLMSYS_ISA {
 namespace {
 
-// The sum over two rows of term(a, b), which is zero of zeros.
-template <class Term, class T>
-double sum_of(Term term, const T* a, const T* b, int64_t dim) {
+// The sum over two rows of a * (b * scale).
+template <class T>
+double dot(const T* a, const T* b, float scale, int64_t dim) {
   constexpr Order kOrder = order_of<T>;
+  auto add = [&](F32 u, F32 v, F32 sum) { return multiply_add(u, v * scale, sum); };
   return sum_over(
-      dim, [&](int64_t d) { return each_half(term, load_block<kOrder>(a + d), load_block<kOrder>(b + d)); },
-      [&](int64_t d, int count) { return term(load(a + d, count), load(b + d, count)); });
+      dim,
+      [&](int64_t d, Block sum) { return each_half(add, load_block<kOrder>(a + d), load_block<kOrder>(b + d), sum); },
+      [&](int64_t d, int count) { return add(load(a + d, count), load(b + d, count), F32{}); });
 }
 
 template <bool kStream, class T>
@@ -26,7 +28,7 @@ void forward(const L2NormForward& args) {
     for (int64_t row = begin; row < end; ++row) {
       const T* x = all + row_start(row, args.inner, args.x_stride, args.x_outer_stride);
       T* y = static_cast<T*>(args.y) + row * dim;
-      const float length = float(__builtin_sqrt(sum_of([](F32 u, F32 v) { return u * v; }, x, x, dim)));
+      const float length = float(__builtin_sqrt(dot(x, x, 1.0f, dim)));
       if (args.length) args.length[row] = length;
       const float scale = 1.0f / (length < args.eps ? args.eps : length);  // a NaN stays
       auto scaled = [&](F32 v) { return v * scale; };
@@ -50,9 +52,8 @@ void backward(const L2NormBackward& args) {
       T* dx = static_cast<T*>(args.dx) + row * dim;
       const bool is_short = args.length[row] < args.eps;
       const float scale = 1.0f / (is_short ? args.eps : args.length[row]);
-      auto term = [&](F32 g, F32 v) { return g * (v * scale); };
-      const double along = is_short ? 0.0 : sum_of(term, dy, x, dim);
-      auto gradient = [&](F32 g, F32 v) { return (g - v * scale * float(along)) * scale; };
+      const float along = is_short ? 0.0f : float(dot(dy, x, scale, dim));
+      auto gradient = [&](F32 g, F32 v) { return multiply_add(v * scale, -along, g) * scale; };
       for_each_pair(
           dim,
           [&](int64_t d) {

@@ -52,11 +52,13 @@ RowStatistics statistics_of(const LayerNormBackward& args, const T* dy, const T*
   double sums[2];
   sums_over<2>(
       args.dim, sums,
-      [&](int64_t d, Block* terms) {
+      [&](int64_t d, Block* sums) {
         Block g = load_block<kOrder>(dy + d), w = weight.template block<kOrder>(d);
         Block xhat = each_half(xhat_of, load_block<kOrder>(s + d));
-        terms[0] = {g.first * w.first, g.second * w.second};
-        terms[1] = {terms[0].first * xhat.first, terms[0].second * xhat.second};
+        Block weighted = {g.first * w.first, g.second * w.second};
+        sums[0] = {sums[0].first + weighted.first, sums[0].second + weighted.second};
+        sums[1] = {multiply_add(weighted.first, xhat.first, sums[1].first),
+                   multiply_add(weighted.second, xhat.second, sums[1].second)};
       },
       [&](int64_t d, int count, F32* terms) {
         terms[0] = load(dy + d, count) * weight.part(d, count);  // zero beyond `count`, as dy is
@@ -87,7 +89,8 @@ void backward_row(const LayerNormBackward& args, int64_t chunk, int64_t row, int
   const RowStatistics row_is = statistics_of<T, W>(args, dy, s, row);
   auto xhat_of = [&](F32 v) { return (v - row_is.mean) * row_is.rstd; };
   auto gradient = [&](F32 g, F32 w, F32 xhat) {
-    return (g * w - row_is.mean_gradient - xhat * row_is.mean_projection) * row_is.rstd;
+    // The first product is rounded, as in its mean: where all are alike, their difference is zero.
+    return multiply_add(xhat, -row_is.mean_projection, g * w - row_is.mean_gradient) * row_is.rstd;
   };
   auto add = [](float* to, Block more) {
     store(to, load(to) + more.first);
@@ -99,7 +102,10 @@ void backward_row(const LayerNormBackward& args, int64_t chunk, int64_t row, int
         prefetch(next_dy + d);
         prefetch(next_s + d);
         Block g = load_block<kOrder>(dy + d), xhat = each_half(xhat_of, load_block<kOrder>(s + d));
-        if (dweight) add(dweight + d, {g.first * xhat.first, g.second * xhat.second});
+        if (dweight) {
+          store(dweight + d, multiply_add(g.first, xhat.first, load(dweight + d)));
+          store(dweight + d + kLanes, multiply_add(g.second, xhat.second, load(dweight + d + kLanes)));
+        }
         if (dbias) add(dbias + d, g);
         Block out = each_half(gradient, g, weight.template block<kOrder>(d), xhat);
         if (dsum) {
@@ -110,7 +116,7 @@ void backward_row(const LayerNormBackward& args, int64_t chunk, int64_t row, int
       },
       [&](int64_t d, int count) {
         F32 g = load(dy + d, count), xhat = xhat_of(load(s + d, count));
-        if (dweight) store(dweight + d, load(dweight + d, count) + g * xhat, count);
+        if (dweight) store(dweight + d, multiply_add(g, xhat, load(dweight + d, count)), count);
         if (dbias) store(dbias + d, load(dbias + d, count) + g, count);
         F32 out = gradient(g, weight.part(d, count), xhat);
         if (dsum) out = out + load(dsum + d, count);

@@ -13,11 +13,10 @@ void lion(const Lion& args) {
   for_each_tensor(args, args.tensors, [&](auto p, auto g, const LionTensor& tensor, int64_t begin, int64_t end) {
     update_elements<decltype(p), decltype(g)>(tensor, tensor.exp_avg, begin, end, [=](F32 grad, F32& p, F32& m) {
       grad = grad * grad_scale;
-      // Said outright: of a sum of two products the compiler fuses one or the other, here and there.
-      const F32 c = multiply_add(m, splat(beta1), grad * one_minus_beta1);
+      const F32 c = multiply_add(m, beta1, grad * one_minus_beta1);
       // Neither above nor below 0 is 0, or NaN: then p becomes NaN too.
       p = p * decay - select(c > 0.0f, splat(lr), select(c < 0.0f, splat(-lr), c));
-      m = multiply_add(m, splat(beta2), grad * one_minus_beta2);
+      m = multiply_add(m, beta2, grad * one_minus_beta2);
     });
   });
 }

@@ -15,11 +15,11 @@ LLMSYS_INLINE F32 keep(F32 value, int count) {
 
 typedef double F64 __attribute__((vector_size(2 * LLMSYS_VECTOR_BYTES)));  // as many lanes as F32
 
-// Several sums over [0, size) at once, as sum_over: term(offset, blocks) and tail(offset, count, vectors) fill kSums of
-// each. Runs are added up in double; short sums have runs of one block, as where every row is like the others an error
-// of one is the error of all.
-template <int kSums, class Term, class Tail>
-LLMSYS_INLINE void sums_over(int64_t size, double* sums, Term term, Tail tail) {
+// Several sums over [0, size) at once, as sum_over: add(offset, blocks) adds to kSums of them, tail(offset, count,
+// vectors) fills as many. Runs are added up in double; short sums have runs of one block, as where every row is like
+// the others an error of one is the error of all.
+template <int kSums, class Add, class Tail>
+LLMSYS_INLINE void sums_over(int64_t size, double* sums, Add add, Tail tail) {
   constexpr int64_t kBlock = 2 * kLanes, kRun = 16 * kBlock;
   const int64_t length = size <= kRun ? kBlock : kRun;
   auto widened = [](F32 v) { return __builtin_convertvector(v, F64); };
@@ -28,11 +28,7 @@ LLMSYS_INLINE void sums_over(int64_t size, double* sums, Term term, Tail tail) {
   for (const int64_t whole = size - size % kBlock; offset < whole;) {
     const int64_t end = whole - offset < length ? whole : offset + length;
     Block run[kSums] = {};
-    for (; offset < end; offset += kBlock) {
-      Block terms[kSums];
-      term(offset, terms);
-      for (int i = 0; i < kSums; ++i) run[i] = {run[i].first + terms[i].first, run[i].second + terms[i].second};
-    }
+    for (; offset < end; offset += kBlock) add(offset, run);
     for (int i = 0; i < kSums; ++i) totals[i] += widened(run[i].first) + widened(run[i].second);
   }
   for (; offset < size; offset += kLanes) {
@@ -72,8 +68,9 @@ template <class T>
 double mean_of(const T* x, int64_t dim) {
   const float shift = __is_same(T, float) ? load(x, 1)[0] : 0.0f;
   auto term = [&](F32 v) { return v - shift; };
+  auto add = [&](F32 v, F32 sum) { return sum + term(v); };
   const double sum = sum_over(
-      dim, [&](int64_t d) { return each_half(term, load_block<order_of<T>>(x + d)); },
+      dim, [&](int64_t d, Block sum) { return each_half(add, load_block<order_of<T>>(x + d), sum); },
       [&](int64_t d, int count) { return keep(term(load(x + d, count)), count); });
   return double(shift) + sum / double(dim);
 }
@@ -81,13 +78,13 @@ double mean_of(const T* x, int64_t dim) {
 // mean((x - mean)^2): read again, from the cache, as differences of squares would cancel.
 template <class T>
 double variance_of(const T* x, int64_t dim, Centre centre) {
-  auto term = [&](F32 v) {
+  auto add = [&](F32 v, F32 sum) {
     F32 distance = (v - centre.mean) - centre.rest;
-    return distance * distance;
+    return multiply_add(distance, distance, sum);
   };
   const double sum = sum_over(
-      dim, [&](int64_t d) { return each_half(term, load_block<order_of<T>>(x + d)); },
-      [&](int64_t d, int count) { return keep(term(load(x + d, count)), count); });
+      dim, [&](int64_t d, Block sum) { return each_half(add, load_block<order_of<T>>(x + d), sum); },
+      [&](int64_t d, int count) { return keep(add(load(x + d, count), F32{}), count); });
   return sum / double(dim);
 }
 
@@ -97,7 +94,7 @@ void normalise_row(const T* s, T* y, int64_t dim, Centre centre, float rstd, Col
                    const T* next) {
   constexpr Order kOrder = order_of<T>;
   const float shift = -centre.rest * rstd;
-  auto normalised = [&](F32 v, F32 w, F32 b) { return ((v - centre.mean) * rstd + shift) * w + b; };
+  auto normalised = [&](F32 v, F32 w, F32 b) { return multiply_add(multiply_add(v - centre.mean, rstd, shift), w, b); };
   for_each_pair(
       dim,
       [&](int64_t d) {

@@ -10,14 +10,10 @@ namespace {
 
 template <class T>
 double sum_of_squares(const T* x, int64_t dim) {
-  auto square = [](F32 v) { return v * v; };
+  auto add = [](F32 v, F32 sum) { return multiply_add(v, v, sum); };
   return sum_over(
-      dim,
-      [&](int64_t d) {
-        Block v = load_block<order_of<T>>(x + d);
-        return Block{square(v.first), square(v.second)};
-      },
-      [&](int64_t d, int count) { return square(load(x + d, count)); });
+      dim, [&](int64_t d, Block sum) { return each_half(add, load_block<order_of<T>>(x + d), sum); },
+      [&](int64_t d, int count) { return add(load(x + d, count), F32{}); });
 }
 
 template <bool kStream, class T, class W>
@@ -66,15 +62,17 @@ void forward(const RMSNormForward& args) {
 // sum_d(dy * weight * s)
 template <class T, class W>
 double weighted_dot(const T* dy, const T* s, const W* weight, int64_t dim, float weight_offset) {
-  auto term = [&](F32 g, F32 w, F32 v) { return g * (w + weight_offset) * v; };
+  auto add = [&](F32 g, F32 w, F32 v, F32 sum) { return multiply_add(g * (w + weight_offset), v, sum); };
   constexpr Order kOrder = order_of<T>;
   return sum_over(
       dim,
-      [&](int64_t d) {
+      [&](int64_t d, Block sum) {
         Block g = load_block<kOrder>(dy + d), w = load_block<kOrder>(weight + d), v = load_block<kOrder>(s + d);
-        return Block{term(g.first, w.first, v.first), term(g.second, w.second, v.second)};
+        return each_half(add, g, w, v, sum);
       },
-      [&](int64_t d, int count) { return term(load(dy + d, count), load(weight + d, count), load(s + d, count)); });
+      [&](int64_t d, int count) {
+        return add(load(dy + d, count), load(weight + d, count), load(s + d, count), F32{});
+      });
 }
 
 // dx = rstd * (dy * w - s * rstd^2 * mean(dy * w * s)) + dsum of one row, and its share of dweight. A row at a time:
@@ -98,16 +96,16 @@ void backward_row(const RMSNormBackward& args, float* partial, int64_t row, int6
   const double wide = rstd;
   const double mean = weighted_dot(dy, s, weight, dim, weight_offset) / double(dim);
   const float projection = float(mean * wide * wide * wide);
+  auto gradient = [&](F32 g, F32 w, F32 v) { return multiply_add(v, -projection, g * (w + weight_offset) * rstd); };
   for_each_pair(
       dim,
       [&](int64_t d) {
         prefetch(next_dy + d);
         prefetch(next_s + d);
         Block g = load_block<kOrder>(dy + d), w = load_block<kOrder>(weight + d), v = load_block<kOrder>(s + d);
-        store(partial + d, load(partial + d) + g.first * (v.first * rstd));
-        store(partial + d + kLanes, load(partial + d + kLanes) + g.second * (v.second * rstd));
-        Block out{g.first * (w.first + weight_offset) * rstd - v.first * projection,
-                  g.second * (w.second + weight_offset) * rstd - v.second * projection};
+        store(partial + d, multiply_add(g.first, v.first * rstd, load(partial + d)));
+        store(partial + d + kLanes, multiply_add(g.second, v.second * rstd, load(partial + d + kLanes)));
+        Block out = each_half(gradient, g, w, v);
         if (dsum) {
           Block more = load_block<kOrder>(dsum + d);
           out = {out.first + more.first, out.second + more.second};
@@ -116,8 +114,8 @@ void backward_row(const RMSNormBackward& args, float* partial, int64_t row, int6
       },
       [&](int64_t d, int count) {
         F32 g = load(dy + d, count), v = load(s + d, count);
-        store(partial + d, load(partial + d, count) + g * (v * rstd), count);
-        F32 out = g * (load(weight + d, count) + weight_offset) * rstd - v * projection;
+        store(partial + d, multiply_add(g, v * rstd, load(partial + d, count)), count);
+        F32 out = gradient(g, load(weight + d, count), v);
         if (dsum) out = out + load(dsum + d, count);
         store(dx + d, out, count);
       });

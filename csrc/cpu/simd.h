@@ -2,8 +2,8 @@
 //
 // Each kernel file is compiled once per instruction set, with LLMSYS_ISA naming the namespace (baseline, avx2, avx512).
 // Everything here lives inside that namespace, so that no symbol compiled for a wide machine can stand in for a
-// baseline one at link time. Arithmetic (+ - * /, comparisons, selection) is the compiler's vector extension;
-// `a * b + c` becomes a fused multiply-add where the machine has one.
+// baseline one at link time. Arithmetic (+ - * /, comparisons, selection) is the compiler's vector extension, each
+// operation rounded; multiply_add is the one that fuses two, so that no bit depends on what a compiler likes to fuse.
 #pragma once
 
 #include <cstdint>
@@ -75,8 +75,7 @@ LLMSYS_INLINE F32 min(F32 a, F32 b) { return a < b ? a : b; }
 LLMSYS_INLINE F32 max(F32 a, F32 b) { return a > b ? a : b; }
 LLMSYS_INLINE U32 max(U32 a, U32 b) { return a > b ? a : b; }
 
-// a b + c, rounded once where the machine has such an instruction: always this product, where `a * b + d * e` leaves
-// the choice to the compiler.
+// a b + c, rounded once where the machine has such an instruction.
 LLMSYS_INLINE F32 multiply_add(F32 a, F32 b, F32 c) {
 #if LLMSYS_AVX512
   return _mm512_fmadd_ps(a, b, c);
@@ -86,6 +85,9 @@ LLMSYS_INLINE F32 multiply_add(F32 a, F32 b, F32 c) {
   return a * b + c;
 #endif
 }
+LLMSYS_INLINE F32 multiply_add(F32 a, F32 b, float c) { return multiply_add(a, b, splat(c)); }
+LLMSYS_INLINE F32 multiply_add(F32 a, float b, F32 c) { return multiply_add(a, splat(b), c); }
+LLMSYS_INLINE F32 multiply_add(F32 a, float b, float c) { return multiply_add(a, splat(b), splat(c)); }
 
 // Whether every lane of a comparison holds.
 LLMSYS_INLINE bool all(I32 mask) {
@@ -399,8 +401,6 @@ LLMSYS_INLINE void store_pair(uint8_t* p, U32 low, U32 high) {
 
 LLMSYS_INLINE void prefetch(const void* p) { __builtin_prefetch(p); }
 
-// ---- functions ----
-
 // table[index % 8] of each element: one instruction where registers hold eight.
 LLMSYS_INLINE F32 lookup(const float (&table)[8], U32 index) {
 #if LLMSYS_AVX512
@@ -415,78 +415,7 @@ LLMSYS_INLINE F32 lookup(const float (&table)[8], U32 index) {
 #endif
 }
 
-// The bits of 2^(k/8) less k << 20, for k = n mod 8: add n << 20 for those of 2^(n/8).
-LLMSYS_INLINE U32 eighth_powers(U32 n) {
-  static constexpr float kTable[8] = {0x1p+0f,        0x1.f72b84p-1f, 0x1.f06fep-1f,  0x1.ebfdaep-1f,
-                                      0x1.ea09e6p-1f, 0x1.eace54p-1f, 0x1.ee89fap-1f, 0x1.f5818ep-1f};
-  return as_u32(lookup(kTable, n));
-}
-
-// e^x = 2^(n/8) (1 + q), with the integer n in the low bits of `shifted`.
-struct Exponential {
-  F32 q;
-  U32 shifted;
-};
-
-// e^r - 1 for |r| <= ln2/16, the last two coefficients fitted for the least relative error: 0.2 ulp.
-LLMSYS_INLINE F32 exp_polynomial(F32 r) { return (r * 0.166668579f + 0.500064552f) * (r * r) + r; }
-
-LLMSYS_INLINE Exponential exp_parts(F32 x) {
-  // n = round(8 x / ln 2): adding 1.5 * 2^23 leaves the integer in the low bits.
-  F32 shifted = x * 11.5415602f + 12582912.0f;
-  F32 n = shifted - 12582912.0f;
-  // r = x - n ln2/8, with ln2/8 in two parts so that the first product is exact.
-  return {exp_polynomial((x - n * 0.086669921875f) + n * 2.65243045e-5f), as_u32(shifted)};
-}
-
-// 2^(n/8) (1 + q) where that is neither subnormal nor infinite.
-LLMSYS_INLINE F32 scaled_between(Exponential parts) {
-  F32 power = as_f32(eighth_powers(parts.shifted) + (parts.shifted << 20));
-  return power * parts.q + power;
-}
-
-// The same, also where it is subnormal or infinite: 2^(n/8) takes three factors.
-LLMSYS_INLINE F32 scaled_anywhere(Exponential parts) {
-  F32 power = as_f32(eighth_powers(parts.shifted) + ((parts.shifted & 7u) << 20));
-  I32 n = reinterpret_cast<I32>(parts.shifted - 0x4b400000u) >> 3;
-  I32 half = n >> 1;
-  F32 scale_half = as_f32(reinterpret_cast<U32>((half + 127) << 23));
-  F32 scale_rest = as_f32(reinterpret_cast<U32>((n - half + 127) << 23));
-  return (power * parts.q + power) * scale_half * scale_rest;
-}
-
-LLMSYS_INLINE F32 exp_between(F32 x) { return scaled_between(exp_parts(x)); }
-
-// exp where some result is subnormal, zero, infinite or NaN.
-static __attribute__((noinline)) F32 exp_anywhere(F32 x) {
-  // Outside this range the result is 0 or infinity already; the comparisons let NaN pass.
-  return scaled_anywhere(exp_parts(x < -104.0f ? splat(-104.0f) : (x > 89.0f ? splat(89.0f) : x)));
-}
-
-// Whether e^x is exp_between for all of x: |x| < 87, or, of a block, less; a NaN is not.
-LLMSYS_INLINE bool within_exp_limit(F32 x) { return all(x * x < 7569.0f); }
-LLMSYS_INLINE bool within_exp_limit(Block x) { return all(x.first * x.first + x.second * x.second < 7569.0f); }
-
-// e^x to within 2 ulp, over all of float32: subnormal results, overflow to infinity, NaN through.
-LLMSYS_INLINE F32 exp(F32 x) { return __builtin_expect(within_exp_limit(x), 1) ? exp_between(x) : exp_anywhere(x); }
-LLMSYS_INLINE Block exp(Block x) {
-  if (__builtin_expect(!within_exp_limit(x), 0)) return {exp_anywhere(x.first), exp_anywhere(x.second)};
-  return {exp_between(x.first), exp_between(x.second)};
-}
-
-// 1 / (1 + e^-x): exact limits at both ends, never NaN from a finite or infinite x.
-LLMSYS_INLINE F32 sigmoid(F32 x) { return 1.0f / (1.0f + exp(-x)); }
-LLMSYS_INLINE Block sigmoid(Block x) {
-  Block e = exp(Block{-x.first, -x.second});
-  return {1.0f / (1.0f + e.first), 1.0f / (1.0f + e.second)};
-}
-
-// x / (1 + e^-x)
-LLMSYS_INLINE F32 silu(F32 x) { return x / (1.0f + exp(-x)); }
-LLMSYS_INLINE Block silu(Block x) {
-  Block e = exp(Block{-x.first, -x.second});
-  return {x.first / (1.0f + e.first), x.second / (1.0f + e.second)};
-}
+// ---- loops and sums ----
 
 // The largest lane; NaN is passed over where another lane is none.
 LLMSYS_INLINE float max_lane(F32 x) {
@@ -503,33 +432,27 @@ LLMSYS_INLINE void for_each_pair(int64_t size, Body body, Tail tail) {
   for (; offset < size; offset += kLanes) tail(offset, size - offset < kLanes ? int(size - offset) : kLanes);
 }
 
-// The sum over [0, size) of term(offset), a block, and of tail(offset, count), a vector whose other lanes are zero.
-// Summed in short runs, then over the runs, then over the lanes in double: the error grows with the logarithm of size
-// in practice, and the order, so the bits, depends on size and the vector's width alone.
-template <class Term, class Tail>
-LLMSYS_INLINE double sum_over(int64_t size, Term term, Tail tail) {
+// The sum over [0, size): add(offset, sum) is a block of it added to `sum`, tail(offset, count) a vector of it whose
+// other lanes are zero. Summed in short runs, then over the runs, then over the lanes in double: the error grows with
+// the logarithm of size in practice, and the order, so the bits, depends on size and the vector's width alone.
+template <class Add, class Tail>
+LLMSYS_INLINE double sum_over(int64_t size, Add add, Tail tail) {
   constexpr int kBlocks = 4;  // sums side by side, as an addition takes several cycles
   constexpr int64_t kBlock = 2 * kLanes, kStep = kBlocks * kBlock, kRun = 8 * kStep;
   F32 total = {};
   int64_t offset = 0;
   for (const int64_t whole = size - size % kStep; offset < whole;) {
     const int64_t end = whole - offset < kRun ? whole : offset + kRun;
-    F32 parts[2 * kBlocks] = {};
+    Block parts[kBlocks] = {};
     for (; offset < end; offset += kStep)
-      for (int i = 0; i < kBlocks; ++i) {
-        Block block = term(offset + i * kBlock);
-        parts[2 * i] = parts[2 * i] + block.first;
-        parts[2 * i + 1] = parts[2 * i + 1] + block.second;
-      }
-    for (int i = 0; i < kBlocks; ++i) total = total + (parts[2 * i] + parts[2 * i + 1]);
+      for (int i = 0; i < kBlocks; ++i) parts[i] = add(offset + i * kBlock, parts[i]);
+    for (int i = 0; i < kBlocks; ++i) total = total + (parts[i].first + parts[i].second);
   }
-  for (; offset + kBlock <= size; offset += kBlock) {
-    Block block = term(offset);
-    total = total + (block.first + block.second);
-  }
+  Block rest = {};
+  for (; offset + kBlock <= size; offset += kBlock) rest = add(offset, rest);
+  total = total + (rest.first + rest.second);
   for (; offset < size; offset += kLanes) {
-    const int64_t rest = size - offset;
-    total = total + tail(offset, rest < kLanes ? int(rest) : kLanes);
+    total = total + tail(offset, size - offset < kLanes ? int(size - offset) : kLanes);
   }
   double sum = 0;
   for (int i = 0; i < kLanes; ++i) sum += total[i];
@@ -579,72 +502,6 @@ LLMSYS_INLINE U64 odd_lanes(U64 a, U64 b) {
   for (int lane = 0; lane < kLanes / 2; lane += 2) b[lane] = a[lane + 1];
   return b;
 #endif
-}
-
-// ---- more functions ----
-
-// e^(-a^2 / 2), with a^2 in two parts: its rounding alone would cost a^2 / 4 ulp.
-LLMSYS_INLINE Exponential bell_parts(F32 a) {
-  F32 high = as_f32(as_u32(a) & 0xfffff000u);  // 12 bits: its square is exact
-  F32 low_part = -0.5f * ((a - high) * (a + high));
-  F32 x = -0.5f * (high * high);
-  F32 shifted = (x + low_part) * 11.5415602f + 12582912.0f;
-  F32 n = shifted - 12582912.0f;
-  return {exp_polynomial((x - n * 0.086669921875f) + (n * 2.65243045e-5f + low_part)), as_u32(shifted)};
-}
-
-static __attribute__((noinline)) F32 bell_anywhere(F32 a) {
-  return scaled_anywhere(bell_parts(a > 14.5f ? splat(14.5f) : a));  // it is 0 from there on; NaN through
-}
-
-// e^(-x^2 / 2) to within 2 ulp, over all of float32.
-LLMSYS_INLINE F32 bell(F32 x) {
-  F32 a = as_f32(as_u32(x) & 0x7fffffffu);
-  if (__builtin_expect(!all(a < 13.0f), 0)) return bell_anywhere(a);
-  return scaled_between(bell_parts(a));
-}
-
-// The normal distribution at x, over all of float32: P(X <= x), to within 3 ulp where x >= 0 and 7 ulp below, down to
-// the smallest; and e^(-x^2 / 2), which the density is in proportion to.
-struct Normal {
-  F32 cdf, bell;
-};
-
-LLMSYS_INLINE Normal normal(F32 x) {
-  // P(X <= -a) = bell(a) R(a); R is 0.5 at 0 and falls as 0.4 / a. A rational fit of our own, minimax in the relative
-  // error on [0, 14.5], beyond which bell is 0; every coefficient is positive, so that nothing cancels.
-  F32 a = as_f32(as_u32(x) & 0x7fffffffu);
-  a = a > 14.5f ? splat(14.5f) : a;
-  F32 above = splat(4.116327967494726e-3f);
-  above = above * a + 4.063335433602333e-2f;
-  above = above * a + 1.832355111837387e-1f;
-  above = above * a + 4.3829545378685e-1f;
-  above = above * a + 0.5f;
-  F32 below = splat(1.0317984037101269e-2f);
-  below = below * a + 1.0185915976762772e-1f;
-  below = below * a + 4.6947160363197327e-1f;
-  below = below * a + 1.2025046348571777f;
-  below = below * a + 1.674475908279419f;
-  below = below * a + 1.0f;
-  F32 density = bell(x);
-  F32 tail = density * above / below;
-  return {x < 0.0f ? tail : 1.0f - tail, density};
-}
-
-// tanh x to within 2 ulp, over all of float32.
-LLMSYS_INLINE F32 tanh(F32 x) {
-  // Near 0 x + x^3 p(x^2), a minimax fit of our own on [0, 0.64]; further out by exp, from where it is 1 on clamped.
-  F32 square = x * x;
-  F32 p = splat(-5.591013468801975e-3f);
-  p = p * square + 2.053881622850895e-2f;
-  p = p * square - 5.370965600013733e-2f;
-  p = p * square + 1.33310928940773e-1f;
-  p = p * square - 3.3333268761634827e-1f;
-  F32 near = p * square * x + x;
-  U32 sign = as_u32(x) & 0x80000000u;
-  F32 a = as_f32(as_u32(x) ^ sign);
-  F32 far = 1.0f - 2.0f / (1.0f + exp(2.0f * (a > 10.0f ? splat(10.0f) : a)));
-  return a < 0.625f ? near : as_f32(as_u32(far) | sign);
 }
 
 }  // namespace llmsys::cpu::LLMSYS_ISA

@@ -1,8 +1,8 @@
 #include "../swiglu.h"
 
 #include "dispatch.h"
+#include "functions.h"
 #include "pointwise.h"
-#include "simd.h"
 #include "stream.h"
 
 namespace llmsys::cpu::LLMSYS_ISA {
@@ -14,7 +14,7 @@ struct Gradients {
 };
 LLMSYS_INLINE Gradients gradients(F32 dy, F32 gate, F32 up, F32 sigmoid) {
   F32 silu = gate * sigmoid;
-  return {dy * up * (sigmoid + silu * (1.0f - sigmoid)), dy * silu};
+  return {dy * up * multiply_add(silu, 1.0f - sigmoid, sigmoid), dy * silu};
 }
 
 template <bool kStream, class T>
