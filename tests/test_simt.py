@@ -203,6 +203,7 @@ def test_launch_that_cuda_refuses():
 # ---- nvcc ----
 
 GPUS = ("-gencode", "arch=compute_80,code=sm_80", "-gencode", "arch=compute_90a,code=sm_90a")
+NVCC = ("nvcc", "-std=c++17", "--fmad=false", *GPUS, "-Xptxas", "-v")
 MAX_REGISTERS = 128  # two blocks of 256 threads on a multiprocessor
 
 
@@ -213,10 +214,11 @@ def ptxas_reports() -> dict[str, str]:
     build.BUILD.mkdir(parents=True, exist_ok=True)
     kept, running = {}, {}
     for source in SOURCES:
-        key = hashlib.sha256(b"".join(path.read_bytes() for path in [*headers, source])).hexdigest()[:16]
+        read = [" ".join(NVCC).encode(), *(path.read_bytes() for path in [*headers, source])]
+        key = hashlib.sha256(b"".join(read)).hexdigest()[:16]
         report = kept[source.stem] = build.BUILD / f"{source.stem}-{key}.ptxas"
         if not report.exists():
-            command = ["nvcc", "-std=c++17", *GPUS, "-Xptxas", "-v", "-c", str(source), "-o", report.with_suffix(".o")]
+            command = [*NVCC, "-c", str(source), "-o", report.with_suffix(".o")]
             running[report] = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     for report, process in running.items():
         output, _ = process.communicate()

@@ -125,8 +125,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1) backward_kernel(const LayerNor
       if (dsum) direct = load<kWidth>(dsum_row + v * kWidth);
       for (int k = 0; k < kWidth; ++k) {
         const float xhat = (value[k] - mean) * rstd;
-        // The product is rounded, as in `level`: where all are alike, their difference is zero.
-        out.set(k, (__fmul_rn(g[k], w[k]) - level - xhat * along) * rstd + direct[k]);
+        out.set(k, (g[k] * w[k] - level - xhat * along) * rstd + direct[k]);
         if (i < kHeld) {
           dweight[i][k] += g[k] * xhat;
           dbias[i][k] += g[k];

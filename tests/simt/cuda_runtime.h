@@ -27,9 +27,6 @@ struct alignas(16) uint4 {
   unsigned x, y, z, w;
 };
 
-// A product that no compiler fuses with a sum.
-inline float __fmul_rn(float a, float b) { return a * b; }
-
 // A plain store; the suffix names a way of caching.
 template <class T>
 void __stwb(T* to, T value) {
