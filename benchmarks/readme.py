@@ -1,10 +1,10 @@
-"""The README's table of bars, generated from a record.
+"""The README's tables of what ran where and of the bars, generated from records.
 
-    python -m benchmarks.readme            rewrite the table
-    python -m benchmarks.readme --check    exit code 1 if it is not what the record says
+    python -m benchmarks.readme            rewrite the tables
+    python -m benchmarks.readme --check    exit code 1 if they are not what the records say
 
-The opening marker names the record, `<!-- bars: benchmarks/records/<machine>/<date>-bars.json -->`, and
-`<!-- /bars -->` ends the table.
+`<!-- status -->` … `<!-- /status -->` holds what `llmsys doctor --record` found, on every machine that has a record;
+`<!-- bars: benchmarks/records/<machine>/<date>-bars.json -->` … `<!-- /bars -->` the bars of the record it names.
 """
 
 import re
@@ -15,7 +15,16 @@ from typing import Any
 from llmsys.perf.report import CHECKOUT, read_record
 
 COLUMNS = ("subject", "promise", "measured", "status")
-TABLE = re.compile(r"(<!-- bars: (?P<record>\S+) -->\n).*?(<!-- /bars -->)", re.DOTALL)
+BARS = re.compile(r"(<!-- bars: (?P<record>\S+) -->\n).*?(<!-- /bars -->)", re.DOTALL)
+STATUS = re.compile(r"(<!-- status -->\n).*?(<!-- /status -->)", re.DOTALL)
+IMPLEMENTATIONS = {
+    "cpu[baseline]": "baseline x86-64",
+    "cpu[avx2]": "AVX2",
+    "cpu[avx512]": "AVX-512",
+    "triton": "Triton",
+    "cuda": "CUDA",
+    "cuda_simt": "CUDA, simulated",
+}
 
 
 def rendered(readme: str, root: Path) -> str:
@@ -23,12 +32,47 @@ def rendered(readme: str, root: Path) -> str:
 
     Errors     ValueError if there is no marker, or a record has no bars
     """
-    if not TABLE.search(readme):
+    if not BARS.search(readme):
         raise ValueError("benchmarks.readme: no marker, expected <!-- bars: PATH --> … <!-- /bars -->")
-    return TABLE.sub(lambda found: found[1] + _table(root / found["record"]) + found[3], readme)
+    readme = BARS.sub(lambda found: found[1] + _bars(root / found["record"]) + found[3], readme)
+    return STATUS.sub(lambda found: found[1] + _status(root / "benchmarks" / "records") + found[2], readme)
 
 
-def _table(path: Path) -> str:
+def _status(records: Path) -> str:
+    """op × implementation × the machine on which the doctor last ran it; ops that agree share a row."""
+    contents = sorted((read_record(path)[0] for path in records.glob("*/*-doctor.json")), key=lambda c: c["date"])
+    ran: dict[str, dict[str, str]] = {}
+    used: dict[str, str] = {}
+    for content in contents:
+        for finding in content["ops"]:
+            name = finding["implementation"]
+            if name in IMPLEMENTATIONS and finding["right"] is not None:
+                where = _place(content, name)
+                used[where] = f"{where}: {_run(content)}"
+                ran.setdefault(finding["op"], {})[name] = where if finding["right"] else f"WRONG on {where}"
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for op in sorted(ran):
+        rows.setdefault(tuple(ran[op].get(name, "–") for name in IMPLEMENTATIONS), []).append(f"`{op}`")
+    lines = [f"| | {' | '.join(IMPLEMENTATIONS.values())} |", "|---" * (1 + len(IMPLEMENTATIONS)) + "|"]
+    lines += [f"| {' '.join(ops)} | {' | '.join(cells)} |" for cells, ops in rows.items()]
+    places = sorted({place for cells in rows for place in cells if place in used})
+    return "\n".join(["", *lines, "", "; ".join(used[place] for place in places) + ".", ""])
+
+
+def _place(content: dict[str, Any], implementation: str) -> str:
+    """The card or the processor on which an implementation ran."""
+    machine = content["machine"]
+    if implementation in ("triton", "cuda") and machine["gpus"]:
+        return machine["gpus"][0]
+    return ("interpreted, " if implementation == "triton" else "") + re.sub(r"\(R\)", "", machine["cpu"])
+
+
+def _run(content: dict[str, Any]) -> str:
+    commit = (content["commit"] or "unknown commit")[:12] + (" with uncommitted changes" if content["dirty"] else "")
+    return f"{content['date'][:10]}, torch {content['torch']}, {commit}"
+
+
+def _bars(path: Path) -> str:
     content, _ = read_record(path)
     if not content.get("bars"):
         raise ValueError(

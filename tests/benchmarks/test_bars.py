@@ -112,3 +112,25 @@ def test_readme_without_marker_or_bars(tmp_path):
     report.write_record(tmp_path / "r.json", report.record(report.environment(), [row()], bars=[]))
     with pytest.raises(ValueError, match="has no bars"):
         readme.rendered("<!-- bars: r.json -->\n<!-- /bars -->\n", tmp_path)
+
+
+def test_readme_says_where_each_op_last_ran(tmp_path):
+    """The latest finding of each implementation counts, ops that agree share a row, and what is wrong shows."""
+
+    def keep(machine, date, gpus, findings):
+        keys = ("op", "implementation", "right")
+        ops = [dict(zip(keys, finding, strict=True)) for finding in findings]
+        content = {**report.environment(), "date": date, "commit": "abc", "dirty": False, "torch": "2.13"}
+        content["machine"] = {**content["machine"], "cpu": f"{machine} CPU", "gpus": gpus}
+        path = tmp_path / "benchmarks" / "records" / machine / f"{date}-doctor.json"
+        report.write_record(path, report.record(content, [], suite="doctor", ops=ops))
+
+    keep("old", "2026-01-01", [], [("silu", "cpu[avx2]", True), ("silu", "triton", True), ("lion", "cpu[avx2]", True)])
+    keep("new", "2026-02-02", ["H9"], [("silu", "triton", True), ("silu", "cpu[avx2]", False), ("silu", "torch", True)])
+    keep(
+        "last", "2026-03-03", [], [("lion", "triton", None), ("relu2", "cpu[avx2]", True), ("lion", "cpu[avx2]", True)]
+    )
+    text = readme._status(tmp_path / "benchmarks" / "records")
+    assert "| `silu` | – | WRONG on new CPU | – | H9 | – | – |" in text
+    assert "| `lion` `relu2` | – | last CPU | – | – | – | – |" in text
+    assert text.endswith("H9: 2026-02-02, torch 2.13, abc; last CPU: 2026-03-03, torch 2.13, abc.\n")
