@@ -21,6 +21,7 @@ IMPLEMENTATIONS = {
     "cpu[baseline]": "baseline x86-64",
     "cpu[avx2]": "AVX2",
     "cpu[avx512]": "AVX-512",
+    "cpu[avx512_bf16]": "with BF16",
     "triton": "Triton",
     "cuda": "CUDA",
     "cuda_simt": "CUDA, simulated",

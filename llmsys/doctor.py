@@ -19,7 +19,7 @@ import llmsys
 from llmsys import _C, env
 from llmsys.memory import allocator_state
 from llmsys.ops import _op
-from llmsys.ops._native import instruction_set
+from llmsys.ops._native import ISAS, instruction_set
 from llmsys.ops._op import Op
 from llmsys.ops._verify import verify
 from llmsys.perf import report
@@ -27,7 +27,6 @@ from llmsys.perf import report
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ROOT = Path(llmsys.__file__).parents[1]
 LARGEST = 300  # elements of the cases that are run: the interpreter and the simulator are slow
-ISAS = ("baseline", "avx2", "avx512")
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import torch
 
 from llmsys import _C, env
 from llmsys.ops._cases import random
-from llmsys.ops._native import instruction_set
+from llmsys.ops._native import ISAS, instruction_set
 from llmsys.ops._op import Op, use
 from llmsys.ops._verify import leaves, run, verify
 from tests import avx512, simt
@@ -84,7 +84,7 @@ def runners(op: Op) -> list[Runner]:
     found = []
     for name, implementation in op.implementations.items():
         if name == "cpu":
-            for isa in ("baseline", "avx2", "avx512"):
+            for isa in ISAS:
                 missing = None if isa in _C.cpu.isas() else f"this machine cannot run {isa}"
                 found.append(Runner(f"cpu[{isa}]", name, missing, isa))
         else:

@@ -38,7 +38,7 @@ def test_shares_no_streams():
 
 
 @needs_binutils
-@pytest.mark.parametrize("isa", ["avx2", "avx512"])
+@pytest.mark.parametrize("isa", ["avx2", "avx512", "avx512_bf16"])
 def test_wide_instructions_do_not_leak(isa):
     """A weak symbol compiled for a wide machine could replace the baseline's at link time: each names its ISA."""
     objects = sorted((OBJECTS / f"cpu_{isa}.dir").rglob("*.o"))

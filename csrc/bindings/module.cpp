@@ -20,7 +20,7 @@ namespace {
 using llmsys::cpu::Isa;
 
 constexpr std::pair<const char*, Isa> kIsas[] = {
-    {"baseline", Isa::baseline}, {"avx2", Isa::avx2}, {"avx512", Isa::avx512}};
+    {"baseline", Isa::baseline}, {"avx2", Isa::avx2}, {"avx512", Isa::avx512}, {"avx512_bf16", Isa::avx512_bf16}};
 
 std::string isa_name() {
   for (auto [name, isa] : kIsas)

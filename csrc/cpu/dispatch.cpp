@@ -1,6 +1,7 @@
 #include "dispatch.h"
 
 #include <cstdio>
+#include <initializer_list>
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -12,23 +13,50 @@
 
 namespace llmsys::cpu {
 
+namespace {
+
+// By leaf 7 of cpuid: the names that compilers know are not the same from one to the next.
+struct MatrixFeatures {
+  bool avx512_bf16 = false, avx512_fp16 = false, amx_bf16 = false, amx_fp16 = false;
+
+  MatrixFeatures() {
+#if defined(__x86_64__)
+    unsigned a = 0, b = 0, c = 0, d = 0, a1 = 0, d1 = 0;
+    __get_cpuid_count(7, 0, &a, &b, &c, &d);
+    if (a >= 1) __get_cpuid_count(7, 1, &a1, &b, &c, &d1);
+    const auto has = [](unsigned bits, int bit) { return (bits >> bit & 1) != 0; };
+    avx512_bf16 = has(a1, 5), avx512_fp16 = has(d, 23), amx_bf16 = has(d, 22), amx_fp16 = has(a1, 21);
+#endif
+  }
+};
+
+}  // namespace
+
 bool has_isa(Isa isa) {
 #if defined(__x86_64__)
   // These builtins also ask the operating system whether it saves the wide registers.
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  return isa == Isa::baseline || (isa == Isa::avx2 && avx2) || (isa == Isa::avx512 && avx2 && avx512);
-#else
-  return isa == Isa::baseline;
+  switch (isa) {
+    case Isa::avx512_bf16:
+      return avx512 && MatrixFeatures().avx512_bf16;
+    case Isa::avx512:
+      return avx512;
+    case Isa::avx2:
+      return avx2;
+    case Isa::baseline:
+      return true;
+  }
 #endif
+  return isa == Isa::baseline;
 }
 
 namespace {
 
 Isa best() {
-  if (has_isa(Isa::avx512)) return Isa::avx512;
-  if (has_isa(Isa::avx2)) return Isa::avx2;
+  for (Isa isa : {Isa::avx512_bf16, Isa::avx512, Isa::avx2})
+    if (has_isa(isa)) return isa;
   return Isa::baseline;
 }
 
@@ -40,17 +68,11 @@ Isa isa() { return chosen; }
 
 void select_isa(Isa isa) { chosen = isa; }
 
-const char* matrix_unit([[maybe_unused]] DType dtype) {
-#if defined(__x86_64__)
-  // By leaf 7 of cpuid: the names that compilers know are not the same from one to the next.
-  unsigned a = 0, b = 0, c = 0, d = 0, a1 = 0, d1 = 0;
-  __get_cpuid_count(7, 0, &a, &b, &c, &d);
-  if (a >= 1) __get_cpuid_count(7, 1, &a1, &b, &c, &d1);
-  const auto has = [](unsigned bits, int bit) { return (bits >> bit & 1) != 0; };
+const char* matrix_unit(DType dtype) {
+  const MatrixFeatures has;
   if (!has_isa(Isa::avx512)) return nullptr;
-  if (dtype == DType::bfloat16) return has(d, 22) ? "amx_bf16" : has(a1, 5) ? "avx512_bf16" : nullptr;
-  if (dtype == DType::float16) return has(a1, 21) ? "amx_fp16" : has(d, 23) ? "avx512_fp16" : nullptr;
-#endif
+  if (dtype == DType::bfloat16) return has.amx_bf16 ? "amx_bf16" : has.avx512_bf16 ? "avx512_bf16" : nullptr;
+  if (dtype == DType::float16) return has.amx_fp16 ? "amx_fp16" : has.avx512_fp16 ? "avx512_fp16" : nullptr;
   return nullptr;
 }
 

@@ -8,7 +8,7 @@
 
 namespace llmsys::cpu {
 
-enum class Isa { baseline, avx2, avx512 };
+enum class Isa { baseline, avx2, avx512, avx512_bf16 };
 
 Isa isa();                         // the one in use
 bool has_isa(Isa isa);             // whether this machine can run it
@@ -30,23 +30,28 @@ int max_threads();                 // threads that a kernel may use now
 #elif !defined(LLMSYS_ISA_IS_BASELINE)
 #define LLMSYS_DISPATCH(name, Args)
 #else
-#define LLMSYS_DISPATCH(name, Args)  \
-  namespace llmsys::cpu {            \
-  namespace avx2 {                   \
-  void name(const Args&);            \
-  }                                  \
-  namespace avx512 {                 \
-  void name(const Args&);            \
-  }                                  \
-  void name(const Args& args) {      \
-    switch (isa()) {                 \
-      case Isa::avx512:              \
-        return avx512::name(args);   \
-      case Isa::avx2:                \
-        return avx2::name(args);     \
-      case Isa::baseline:            \
-        return baseline::name(args); \
-    }                                \
-  }                                  \
+#define LLMSYS_DISPATCH(name, Args)     \
+  namespace llmsys::cpu {               \
+  namespace avx2 {                      \
+  void name(const Args&);               \
+  }                                     \
+  namespace avx512 {                    \
+  void name(const Args&);               \
+  }                                     \
+  namespace avx512_bf16 {               \
+  void name(const Args&);               \
+  }                                     \
+  void name(const Args& args) {         \
+    switch (isa()) {                    \
+      case Isa::avx512_bf16:            \
+        return avx512_bf16::name(args); \
+      case Isa::avx512:                 \
+        return avx512::name(args);      \
+      case Isa::avx2:                   \
+        return avx2::name(args);        \
+      case Isa::baseline:               \
+        return baseline::name(args);    \
+    }                                   \
+  }                                     \
   }
 #endif

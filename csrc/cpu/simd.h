@@ -1,9 +1,10 @@
 // One vector type, as wide as the instruction set this file is compiled for; the only intrinsics of the library.
 //
-// Each kernel file is compiled once per instruction set, with LLMSYS_ISA naming the namespace (baseline, avx2, avx512).
-// Everything here lives inside that namespace, so that no symbol compiled for a wide machine can stand in for a
-// baseline one at link time. Arithmetic (+ - * /, comparisons, selection) is the compiler's vector extension, each
-// operation rounded; multiply_add is the one that fuses two, so that no bit depends on what a compiler likes to fuse.
+// Each kernel file is compiled once per instruction set, with LLMSYS_ISA naming the namespace (baseline, avx2, avx512,
+// avx512_bf16). Everything here lives inside that namespace, so that no symbol compiled for a wide machine can stand in
+// for a baseline one at link time. Arithmetic (+ - * /, comparisons, selection) is the compiler's vector extension,
+// each operation rounded; multiply_add is the one that fuses two, so that no bit depends on what a compiler likes to
+// fuse.
 #pragma once
 
 #include <cstdint>
@@ -346,9 +347,24 @@ LLMSYS_INLINE bool any_nan(Block block) {
 #endif
 }
 
+// For each element of two vectors of 16-bit elements side by side, the one at its place when they are interleaved.
+LLMSYS_INLINE U16x2 interleaved() {
+  U16x2 index = {};
+  for (int i = 0; i < 2 * kLanes; ++i) index[i] = i / 2 + i % 2 * kLanes;
+  return index;
+}
+
 template <Order kOrder, bool kStream, class T>
 LLMSYS_INLINE void store_block(T* p, Block block) {
   if constexpr (kOrder == Order::alternate && __is_same(T, bfloat16)) {
+#if defined(__AVX512BF16__)
+    // The instruction takes subnormal numbers for zero, and rounds all others as below.
+    const auto subnormal = [](F32 value) { return _mm512_fpclass_ps_mask(value, 0x20); };
+    if (__builtin_expect(_kortestz_mask16_u8(subnormal(block.first), subnormal(block.second)), 1)) {
+      const __m512i halves = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(block.second, block.first));
+      return store_vector<kStream>(p, _mm512_permutexvar_epi16(reinterpret_cast<__m512i>(interleaved()), halves));
+    }
+#endif
     U32 even = nearest_bfloat16(as_u32(block.first)), odd = nearest_bfloat16(as_u32(block.second));
     if (__builtin_expect(any_nan(block), 0)) even = upper_bfloat16(block.first), odd = upper_bfloat16(block.second);
 #if defined(__AVX2__) && !LLMSYS_AVX512

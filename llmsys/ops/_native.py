@@ -20,6 +20,7 @@ except ImportError as error:
         "run `make setup` in a checkout or `pip install .`"
     ) from error
 
+ISAS = ("baseline", "avx2", "avx512", "avx512_bf16")  # csrc/cpu/dispatch.h; _C.cpu.isas() are those of this machine
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # csrc/dtype.h
 
 if (_isa := env.forced_cpu_isa()) is not None:

@@ -18,17 +18,8 @@ from tests import build
 NAME = "cpu[avx512 emulated]"
 FLAGS = (
     *("-DLLMSYS_ISA=avx512", "-DLLMSYS_ISA_ALONE", "-DLLMSYS_EMULATED_AVX512", f"-I{Path(__file__).parent}"),
-    *(
-        "-mavx2",
-        "-mfma",
-        "-mf16c",
-        "-O2",
-        "-fno-math-errno",
-        "-fno-trapping-math",
-        "-ffp-contract=off",
-        "-Wno-psabi",
-        "-fopenmp",
-    ),
+    *("-mavx2", "-mfma", "-mf16c", "-O2", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"),
+    *("-Wno-psabi", "-fopenmp"),
 )
 
 
