@@ -33,17 +33,19 @@ def bench_op(
     peers: Sequence[Peer] = (),
     bars: Sequence[Bar] = (),
     function: Callable | None = None,
+    gradients_out: int | None = None,
 ) -> Bench:
     """The benchmark of `op`: by itself, the large shapes in every mode and direction.
 
     `formula` is the op as PyTorch's users write it, of the forward's arguments: it competes eager and compiled.
     `function` is what a user calls, of the same arguments, where the public function does more than the op.
+    `gradients_out` says how many of the backward's first results its `out` takes, where it is not all large ones.
     """
     peers = (*torch_peers(formula), *peers)
     return Bench(
         op=op.name,
         plan=[Case(mode, direction, shape) for shape in cases.LARGE for mode, direction in WAYS],
-        contests=lambda case, device: [op_contest(op, cases, peers, case, device, function)],
+        contests=lambda case, device: [op_contest(op, cases, peers, case, device, function, gradients_out)],
         names=[*op.implementations, *(peer.name for peer in peers)],
         peers=peers,
         bars=bars,
@@ -57,6 +59,7 @@ def op_contest(
     case: Case,
     device: str = "cpu",
     function: Callable | None = None,
+    gradients_out: int | None = None,
 ) -> Contest:
     """Every implementation of `op`, checked, and every peer, on buffers that live as long as the contest."""
     args = cases.inputs(case.shape, getattr(torch, case.dtype), device=device)
@@ -66,19 +69,22 @@ def op_contest(
         contest.flops += cases.flops(direction, *args)
     gate = partial(fault_of, op, cases, shape=case.shape, dtype=case.dtype, device=device)
     if case.mode == "ready":
-        _enter_implementations(contest, op, args, gate, device)
+        _enter_implementations(contest, op, args, gate, device, gradients_out)
     else:
         _enter_public(contest, op, args, gate, device, function)
         _enter_peers(contest, peers, device)
     return contest
 
 
-def _enter_implementations(contest: Contest, op: Op, args: tuple, gate: Callable, device: str) -> None:
+def _enter_implementations(
+    contest: Contest, op: Op, args: tuple, gate: Callable, device: str, gradients_out: int | None
+) -> None:
     """Each implementation by name, into outputs that exist; the CPU's under each instruction set."""
     case = contest.case
     if case.direction == "backward":
         args = backward_args(op, args)
-    out = large_results(getattr(op.implementations["reference"], case.direction)(*args))
+    results = tensors(getattr(op.implementations["reference"], case.direction)(*args))
+    out = large_results(results[: op.num_public if case.direction == "forward" else gradients_out])
     contest.num_sets = num_sets(case, (args, out), device)
     sets = [(copied(args), copied(out)) for _ in range(contest.num_sets)]
     for name, implementation in op.implementations.items():

@@ -10,7 +10,7 @@ def formula(x, weight, lora_a, lora_b, bias, scale, frozen):
     return F.linear(x, weight, bias) + scale * F.linear(F.linear(x, lora_a), lora_b)
 
 
-BENCH = bench_op(OP, cases, formula)
+BENCH = bench_op(OP, cases, formula, gradients_out=1)
 
 
 def test_lora_linear(benchmark, contestant):

@@ -11,7 +11,7 @@ def formula(x, gate_weight, up_weight, down_weight, activation):
     return F.linear(F.silu(F.linear(x, gate_weight)) * F.linear(x, up_weight), down_weight)
 
 
-BENCH = bench_op(OP, cases, formula)
+BENCH = bench_op(OP, cases, formula, gradients_out=1)
 
 
 def test_mlp(benchmark, contestant):
