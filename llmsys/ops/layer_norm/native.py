@@ -100,7 +100,7 @@ def backward_on(kernels: Kernels) -> Callable[..., tuple[torch.Tensor, torch.Ten
         inner, (dy, *dy_strides), (dsum, *dsum_strides), (s, *s_strides) = grouped_rows(dy, dsum, s)
         weight, bias, mean, rstd = contiguous(weight), contiguous(bias), mean.contiguous(), rstd.contiguous()
         rows, dim = rstd.numel(), s.shape[-1]
-        chunks = chunks_of(rows)
+        chunks = chunks_of(rows, s.device)
         # For the parameters that are there: a gradient, and room for its sums of each chunk.
         parameters = (weight, bias)
         dweight, dbias = (None if p is None else torch.empty_like(p) for p in parameters)

@@ -9,11 +9,14 @@ from llmsys.ops._native import DTYPES, Kernels, grouped_rows
 from llmsys.ops._op import Impl
 
 
-def chunks_of(rows: int) -> int:
-    """How many runs of rows sum dweight apart: a function of the size alone, so that its bits are too.
+def chunks_of(rows: int, device: torch.device) -> int:
+    """How many runs of rows sum dweight apart: a function of the size, and of the GPU, so that its bits are too.
 
-    64 keeps every core of a large machine busy; 32 rows a run keep the partial sums under 4 % of the traffic.
+    64 keeps every core of a large machine busy, two blocks a multiprocessor a GPU; 32 rows a run keep the partial sums
+    under 4 % of the traffic, 8 under 17 %.
     """
+    if device.type == "cuda":
+        return max(1, min(2 * torch.cuda.get_device_properties(device).multi_processor_count, rows // 8))
     return max(1, min(64, rows // 32))
 
 
@@ -80,7 +83,7 @@ def backward_on(kernels: Kernels):
         inner, (dy, *dy_strides), (dsum, *dsum_strides), (s, *s_strides) = grouped_rows(dy, dsum, s)
         weight, rstd = weight.contiguous(), rstd.contiguous()
         rows, dim = rstd.numel(), s.shape[-1]
-        chunks = chunks_of(rows)
+        chunks = chunks_of(rows, s.device)
         partial = kernels.floats(chunks, dim, like=s)
         dweight = torch.empty_like(weight)
         launch(
