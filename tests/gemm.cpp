@@ -17,6 +17,7 @@ EXPORT void multiply(const int64_t* sizes, const void* a, int a_type, const void
   const Operand left = {a, DType(a_type), sizes[3], sizes[4]}, right = {b, DType(b_type), sizes[5], sizes[6]};
   with_type(DType(c_type), [&](auto element) {
     using T = decltype(element);
-    gemm(sizes[0], sizes[1], sizes[2], left, right, Store<T>{static_cast<T*>(c), sizes[7], accumulate != 0});
+    const Store<T> store = {static_cast<T*>(c), sizes[7], accumulate != 0};
+    gemm(sizes[0], sizes[1], sizes[2], left, right, store, store.wanted());
   });
 }

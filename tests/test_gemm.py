@@ -15,7 +15,8 @@ from tests.test_simd import EMULATED, FLAGS
 
 pytestmark = pytest.mark.skipif(bool(build.why_not()), reason=str(build.why_not()))
 isas = pytest.mark.parametrize("isa", FLAGS)
-MAX_DEPTH = 256  # as in gemm.cpp
+panels = pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)  # of elements, of pairs
+MAX_DEPTH = 256  # as in gemm.cpp; pairs of bfloat16 take twice that
 
 
 @cache
@@ -61,7 +62,8 @@ def matrices(rows: int, cols: int, depth: int, dtype: torch.dtype = torch.float3
 def assert_close(c: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
     """Within float32's worst case for runs of MAX_DEPTH, and one rounding to c's type."""
     true, magnitude = a.double() @ b.double(), a.double().abs() @ b.double().abs()
-    terms = min(a.shape[1], MAX_DEPTH) + a.shape[1] // MAX_DEPTH + 1
+    depth = MAX_DEPTH * (2 if a.dtype == b.dtype == torch.bfloat16 else 1)
+    terms = min(a.shape[1], depth) + a.shape[1] // depth + 1
     bound = terms * 2.0**-24 * magnitude + torch.finfo(c.dtype).eps / 2 * true.abs() + torch.finfo(c.dtype).tiny
     assert ((c.double() - true).abs() <= bound).all()
 
@@ -81,11 +83,12 @@ def layouts(matrix: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 @isas
-def test_sizes_around_the_tile(isa):
+@panels
+def test_sizes_around_the_tile(isa, dtype):
     height, width = tile_shape(isa)
     sizes = {1, height - 1, height, height + 1, 2 * height + 1}, {1, 3, width - 1, width, width + 1}, {1, 5, 16, 33}
     for rows, cols, depth in product(*sizes):
-        a, b = matrices(rows, cols, depth)
+        a, b = matrices(rows, cols, depth, dtype)
         assert_close(product_of(isa, a, b), a, b)
 
 
@@ -116,17 +119,19 @@ def test_accumulates(isa, dtype):
 
 
 @isas
+@panels
 @pytest.mark.parametrize("size", [(1100, 70, 300), (70, 2100, 300), (300, 1100, 513), (700, 40, 3)], ids=str)
-def test_blocks(isa, size):
+def test_blocks(isa, dtype, size):
     """More rows and columns than one block of packed A, of packed B, and of sums."""
-    a, b = matrices(*size)
+    a, b = matrices(*size, dtype)
     assert_close(product_of(isa, a, b), a, b)
 
 
 @isas
-def test_bits_depend_on_nothing_but_the_row_and_the_column(isa):
+@panels
+def test_bits_depend_on_nothing_but_the_row_and_the_column(isa, dtype):
     """Any number of threads, and any rows and columns beside, give the same element."""
-    a, b = matrices(230, 150, 600)
+    a, b = matrices(230, 150, 600, dtype)
     whole = product_of(isa, a, b)
     threads = torch.get_num_threads()
     try:
@@ -140,8 +145,9 @@ def test_bits_depend_on_nothing_but_the_row_and_the_column(isa):
 
 
 @isas
-def test_nothing_to_sum(isa):
-    a, b = matrices(5, 9, 0)
+@panels
+def test_nothing_to_sum(isa, dtype):
+    a, b = matrices(5, 9, 0, dtype)
     assert (product_of(isa, a, b) == 0).all()
     start = torch.randn(5, 9)
     assert same_bits(multiply(isa, a, b, start.clone(), accumulate=True), start)

@@ -49,7 +49,7 @@ void bind_cpu(py::module_ cpu) {
   cpu.def("threads", llmsys::cpu::max_threads, "Threads that a kernel may use now.");
   cpu.def(
       "matrix_unit", [](int dtype) { return llmsys::cpu::matrix_unit(llmsys::DType(dtype)); },
-      "The instructions that multiply matrices of this element type faster than float32, or None.");
+      "The instructions that multiply matrices of this element type faster than those of matmul, or None.");
   cpu.def("last_level_cache_bytes", llmsys::cpu::last_level_cache_bytes);
 }
 #endif

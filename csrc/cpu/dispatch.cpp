@@ -71,7 +71,7 @@ void select_isa(Isa isa) { chosen = isa; }
 const char* matrix_unit(DType dtype) {
   const MatrixFeatures has;
   if (!has_isa(Isa::avx512)) return nullptr;
-  if (dtype == DType::bfloat16) return has.amx_bf16 ? "amx_bf16" : has.avx512_bf16 ? "avx512_bf16" : nullptr;
+  if (dtype == DType::bfloat16) return has.amx_bf16 ? "amx_bf16" : nullptr;
   if (dtype == DType::float16) return has.amx_fp16 ? "amx_fp16" : has.avx512_fp16 ? "avx512_fp16" : nullptr;
   return nullptr;
 }

@@ -13,7 +13,7 @@ enum class Isa { baseline, avx2, avx512, avx512_bf16 };
 Isa isa();                         // the one in use
 bool has_isa(Isa isa);             // whether this machine can run it
 void select_isa(Isa isa);          // for tests and LLMSYS_CPU_ISA; the caller asks has_isa first
-const char* matrix_unit(DType);    // what multiplies matrices of this type faster than float32; null: nothing here
+const char* matrix_unit(DType);    // what multiplies matrices of this type faster than gemm.h does; null: nothing here
 int64_t last_level_cache_bytes();  // 0 where unknown
 int max_threads();                 // threads that a kernel may use now
 

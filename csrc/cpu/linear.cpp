@@ -94,13 +94,13 @@ void linear_backward(const LinearBackward& args) {
     using T = decltype(element);
     if (activated)
       with_activation(args.activation, [&](auto function) { backward_of_activation<T, decltype(function)>(args); });
+    const Store<T> dx = {static_cast<T*>(args.dx), depth}, dweight = {static_cast<T*>(args.dweight), depth};
     if (args.dx)
       gemm(rows, depth, cols, {dz, args.dtype, row_stride, col_stride},
-           {args.weight, args.dtype, args.weight_col_stride, args.weight_row_stride},
-           Store<T>{static_cast<T*>(args.dx), depth});
+           {args.weight, args.dtype, args.weight_col_stride, args.weight_row_stride}, dx, dx.wanted());
     if (args.dweight)
       gemm(cols, depth, rows, {dz, args.dtype, col_stride, row_stride},
-           {args.x, args.dtype, args.x_col_stride, args.x_row_stride}, Store<T>{static_cast<T*>(args.dweight), depth});
+           {args.x, args.dtype, args.x_col_stride, args.x_row_stride}, dweight, dweight.wanted());
     if (args.dbias) sum_rows(static_cast<const T*>(dz), row_stride, rows, cols, static_cast<T*>(args.dbias));
   });
 }

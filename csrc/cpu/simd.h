@@ -90,6 +90,13 @@ LLMSYS_INLINE F32 multiply_add(F32 a, F32 b, float c) { return multiply_add(a, b
 LLMSYS_INLINE F32 multiply_add(F32 a, float b, F32 c) { return multiply_add(a, splat(b), c); }
 LLMSYS_INLINE F32 multiply_add(F32 a, float b, float c) { return multiply_add(a, splat(b), splat(c)); }
 
+#if defined(__AVX512BF16__)
+// sum + a[0] b[0] + a[1] b[1] in each lane, of two bfloat16 each, for which subnormal numbers are 0.
+LLMSYS_INLINE F32 add_products_of_pairs(F32 sum, F32 a, F32 b) {
+  return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
+}
+#endif
+
 // Whether every lane of a comparison holds.
 LLMSYS_INLINE bool all(I32 mask) {
 #if LLMSYS_AVX512
