@@ -6,7 +6,7 @@ from benchmarks.harness import bench_op
 from llmsys.ops.lora_linear import OP, cases
 
 
-def formula(x, weight, lora_a, lora_b, bias, scale, frozen):
+def formula(x, weight, lora_a, lora_b, bias, scale):
     return F.linear(x, weight, bias) + scale * F.linear(F.linear(x, lora_a), lora_b)
 
 

@@ -29,7 +29,7 @@ if (_isa := env.forced_cpu_isa()) is not None:
 
 @cache
 def matrix_unit(dtype: torch.dtype) -> str | None:
-    """The instructions of this CPU that multiply matrices of `dtype` faster than float32; llmsys's GEMM uses none."""
+    """The instructions of this CPU that multiply matrices of `dtype` faster than those that llmsys's GEMM uses."""
     return _C.cpu.matrix_unit(DTYPES[dtype]) if dtype in DTYPES else None
 
 
@@ -91,6 +91,18 @@ def rows_of(x: torch.Tensor) -> tuple[torch.Tensor, int]:
         if pitch is not None:
             return x, pitch
     return x.contiguous(), x.shape[-1]
+
+
+def matrix_of(x: torch.Tensor) -> tuple[torch.Tensor, int, int]:
+    """`x` as a matrix of its last dimension's rows, and the distances between rows and between columns, of which one is
+    1; a copy where the strides do not allow it.
+
+    Shapes     x (..., D), any strides
+    """
+    if x.dim() == 2 and x.stride(0) == 1:
+        return x, 1, x.stride(1)
+    x, row_stride = rows_of(x)
+    return x, row_stride, 1
 
 
 def grouped_rows(*tensors: torch.Tensor | None) -> tuple:

@@ -133,11 +133,12 @@ def test_sizes_hold_what_they_are_called(name):
 
 
 def test_flops_per_token_counts_what_torch_counts():
+    """In float64, where PyTorch multiplies all matrices and so counts them."""
     from torch.utils.flop_counter import FlopCounterMode
 
     x = tokens(1, 16)
     with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-        Llama(TINY).loss(x, x).backward()
+        Llama(TINY).double().loss(x, x).backward()
     attention = 6 * TINY.num_layers * TINY.num_heads * TINY.head_dim * 16
     assert counter.get_total_flops() / 16 == TINY.flops_per_token(16) + attention  # torch counts the masked half too
 

@@ -3,8 +3,9 @@ import torch
 import torch.nn.functional as F
 
 import llmsys
-from llmsys.ops.mlp import OP, cases
-from tests.harness import checks
+from llmsys.ops._matmul import torch_matmul
+from llmsys.ops.mlp import OP, cases, fused
+from tests.harness import checks, same_bits
 
 SURFACE = {"mlp": "(x, gate_weight, up_weight, down_weight, activation='silu')"}
 
@@ -42,6 +43,32 @@ def test_is_torchs_formula(activation, shape):
         torch.testing.assert_close(llmsys.mlp(*tensors, activation), expected)
     dy = torch.randn_like(y)
     torch.testing.assert_close(torch.autograd.grad(y, tensors, dy), torch.autograd.grad(expected, tensors, dy))
+
+
+DH = ((5, 6), (6, 12))
+NEEDED = [  # of 5 rows, width 6, inside 12: x, gate_weight, up_weight, down_weight
+    [DH, ((5, 12), (12, 6)), ((5, 12), (12, 6))],
+    [DH, ((12, 5), (5, 6))],
+    [DH, ((12, 5), (5, 6))],
+    [((6, 5), (5, 12))],
+]
+
+
+@pytest.mark.parametrize("trained", range(4))
+def test_what_is_frozen_costs_no_product(trained, monkeypatch):
+    """The gradient of one argument alone is that of all, to the bit, and takes its own products only."""
+    made = []
+    spy = lambda a, b, *args, **options: made.append((a.shape, b.shape)) or torch_matmul(a, b, *args, **options)  # noqa: E731
+    monkeypatch.setitem(OP.implementations, "cpu", fused.implementation("cpu", spy))
+    gradients = []
+    for needing in (range(4), (trained,)):
+        given = [tensor.detach().requires_grad_(i in needing) for i, tensor in enumerate(example(5, 6))]
+        with llmsys.use(mlp="cpu"):
+            loss = llmsys.mlp(*given).square().sum()
+        made.clear()
+        gradients.append(torch.autograd.grad(loss, given[trained])[0])
+    assert sorted(made) == sorted(NEEDED[trained])
+    assert same_bits(*gradients)
 
 
 def saved_bytes(call, tensors):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from llmsys.ops import _native
-from llmsys.ops._native import DTYPES, Kernels, rows_of
+from llmsys.ops import _matmul, _native
+from llmsys.ops._native import DTYPES, Kernels, matrix_of, rows_of
 from llmsys.ops._op import Impl
 from llmsys.ops.linear import torch_gemm
 
@@ -87,24 +87,9 @@ def implementation(kernels: Kernels) -> Impl:
         return dx, dweight, dbias
 
     def why_slower(x: torch.Tensor, weight: object, bias: object, activation: str | None, *args: object) -> str | None:
-        unit = _native.matrix_unit(x.dtype)
-        if unit is None or torch_gemm.rounds(x.dtype, activation):
-            return None
-        return f"PyTorch's GEMM is faster in {str(x.dtype).removeprefix('torch.')} on this CPU, which has {unit}"
+        return None if torch_gemm.rounds(x.dtype, activation) else _matmul.why_slower(x)
 
     return Impl(kernels.name, forward, backward, kernels.why_not, (kernels.device,), infer, why_slower)
-
-
-def matrix_of(x: torch.Tensor) -> tuple[torch.Tensor, int, int]:
-    """`x` as a matrix of its last dimension's rows, and the distances between rows and between columns, of which one is
-    1; a copy where the strides do not allow it.
-
-    Shapes     x (..., D), any strides
-    """
-    if x.dim() == 2 and x.stride(0) == 1:
-        return x, 1, x.stride(1)
-    x, row_stride = rows_of(x)
-    return x, row_stride, 1
 
 
 def _address(tensor: torch.Tensor | None) -> int:

@@ -43,7 +43,7 @@ def linear_cross_entropy(
     Shapes     input (..., D) float16/bfloat16/float32/float64; linear_weight (V, D), linear_bias (V,), lora_a (R, D),
                lora_b (V, R) of its dtype; target (...) int64 in [0, V) or ignore_index; weight (V,);
                token_weights (...) → loss, float32 (float64 for float64): (...) with reduction "none", else ()
-    Numerics   logits rounded to the dtype of input after each product and the bias; from there as `cross_entropy`;
+    Numerics   logits rounded to the dtype of input, before and after lora's part; from there as `cross_entropy`;
                dlogits rounded to that dtype; dlinear_weight, dlinear_bias, dlora_a, dlora_b summed over rows in
                float32 and rounded once; dinput rounded once, and again by an incoming gradient other than 1
     Gradient   of input, linear_weight, linear_bias, lora_a and lora_b, each only where needed. "mean" and "sum" make

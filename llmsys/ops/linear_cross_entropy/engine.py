@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from llmsys.ops.linear_cross_entropy import gemm
+from llmsys.ops._matmul import matmul
 
 MAX_ROWS = 512  # a GEMM with more rows is no faster
 SMALL_BYTES = 4 << 20  # what a chunk may take in any case
@@ -47,14 +47,14 @@ class Head:
     lora_scale: float = 1.0
 
     def project(self, x: Tensor, low: Tensor | None, out: Tensor) -> None:
-        gemm.project(x, self.weight, out)
         if self.bias is not None:
-            out += self.bias
+            out.copy_(self.bias)
+        matmul(x, self.weight.T, out, add=self.bias is not None)
         if low is not None and self.lora_b is not None:
-            out.addmm_(low, self.lora_b.T)
+            matmul(low, self.lora_b.T, out, add=True)
 
     def low(self, x: Tensor) -> Tensor | None:
-        return None if self.lora_a is None else self.lora_scale * torch.mm(x, self.lora_a.T)
+        return None if self.lora_a is None else matmul(x, self.lora_a.T, scale=self.lora_scale)
 
 
 class Gradients:
@@ -62,42 +62,42 @@ class Gradients:
 
     def __init__(self, head: Head, needed: Sequence[bool], input_dtype: torch.dtype):
         wide = torch.promote_types(head.weight.dtype, torch.float32)
+        make = torch.empty if len(head.input) else torch.zeros  # the first chunk writes, those after it add
         self.head = head
         self.of: dict[str, Tensor] = {}
         for name, need in zip(NAMES, needed, strict=True):
             tensor = getattr(head, name)
             if need and tensor is not None:
-                self.of[name] = (
-                    torch.empty(tensor.shape, dtype=input_dtype, device=tensor.device)
-                    if name == "input"
-                    else torch.zeros(tensor.shape, dtype=wide, device=tensor.device)
-                )
+                dtype = input_dtype if name == "input" else wide
+                self.of[name] = make(tensor.shape, dtype=dtype, device=tensor.device)
 
     def add(self, dlogits: Tensor, x: Tensor, low: Tensor | None, rows: slice) -> None:
-        head, of = self.head, self.of
+        head, of, later = self.head, self.of, rows.start > 0
         if "input" in of:
-            gemm.project_back(dlogits, head.weight, of["input"][rows])
+            matmul(dlogits, head.weight, of["input"][rows])
         if "weight" in of:
-            gemm.add_outer(dlogits, x, of["weight"])
+            matmul(dlogits.T, x, of["weight"], add=later)
         if "bias" in of:
-            of["bias"] += dlogits.sum(0, dtype=of["bias"].dtype)
+            total = dlogits.sum(0, dtype=of["bias"].dtype)
+            of["bias"] = of["bias"] + total if later else total
         if low is None or head.lora_a is None or head.lora_b is None:
             return
         if "lora_b" in of:
-            gemm.add_outer(dlogits, low, of["lora_b"])
+            matmul(dlogits.T, low, of["lora_b"], add=later)
         if "lora_a" in of or "input" in of:
-            dlow = head.lora_scale * torch.mm(dlogits, head.lora_b)
+            dlow = matmul(dlogits, head.lora_b, scale=head.lora_scale)
             if "lora_a" in of:
-                gemm.add_outer(dlow, x, of["lora_a"])
+                matmul(dlow.T, x, of["lora_a"], add=later)
             if "input" in of:
-                of["input"][rows] += torch.mm(dlow, head.lora_a)
+                matmul(dlow, head.lora_a, of["input"][rows], add=True)
 
 
 def chunk_rows(rows: int, row_bytes: int) -> int:
-    """How many rows of logits are held at a time: five eighths of an eighth of all, or of SMALL_BYTES where that is
-    more, as the products hold something too; MAX_ROWS at most."""
-    share = max(rows * 5 // 64, SMALL_BYTES * 5 // 8 // row_bytes)
-    return max(1, min(share // 16 * 16 or share, MAX_ROWS, rows))
+    """How many rows of logits are held at a time, in equal chunks: of an eighth of all, or of SMALL_BYTES where that is
+    more, all but a hundredth, as the loss holds something too; MAX_ROWS at most."""
+    most = max(rows * 127 // 1024, SMALL_BYTES * 127 // 128 // row_bytes)
+    most = max(1, min(most, MAX_ROWS))
+    return max(1, -(-rows // -(-rows // most))) if rows else 1
 
 
 def run(head: Head, loss: RowLoss, scale: Tensor | None, gradients: Gradients | None) -> Tensor:

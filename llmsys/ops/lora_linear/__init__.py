@@ -5,20 +5,23 @@ from __future__ import annotations
 import torch
 
 from llmsys.ops import _check
+from llmsys.ops._matmul import torch_matmul
 from llmsys.ops._op import Impl, Op
-from llmsys.ops.lora_linear import composed, reference
+from llmsys.ops.lora_linear import composed, native, reference
 from llmsys.ops.lora_linear.merge import lora_merge, lora_unmerge
 
 __all__ = ["OP", "lora_linear", "lora_merge", "lora_unmerge"]
 
 OP = Op(
     "lora_linear",
-    forward="(Tensor x, Tensor weight, Tensor lora_a, Tensor lora_b, Tensor bias, float scale=1.0, bool frozen=False)"
+    forward="(Tensor x, Tensor weight, Tensor lora_a, Tensor lora_b, Tensor? bias=None, float scale=1.0)"
     " -> (Tensor y, Tensor xa)",
-    backward="(Tensor dy, Tensor x, Tensor weight, Tensor lora_a, Tensor lora_b, Tensor bias, Tensor xa, float scale, "
-    "bool frozen) -> (Tensor dx, Tensor dweight, Tensor dlora_a, Tensor dlora_b, Tensor dbias)",
+    backward="(Tensor dy, Tensor x, Tensor weight, Tensor lora_a, Tensor lora_b, Tensor xa, float scale, bool needs_dx,"
+    " bool needs_dweight, bool needs_dlora_a, bool needs_dlora_b, bool needs_dbias)"
+    " -> (Tensor dx, Tensor dweight, Tensor dlora_a, Tensor dlora_b, Tensor dbias)",
     implementations=[
-        Impl("torch", composed.forward, composed.backward),
+        native.CPU,
+        composed.implementation("torch", torch_matmul),
         Impl("reference", reference.forward, reference.backward),
     ],
 )
@@ -39,9 +42,9 @@ def lora_linear(
 
     Shapes     x (..., K), weight (N, K), lora_a (R, K), lora_b (N, R), bias (N,), of one float16/bfloat16/float32/
                float64, any strides → y (..., N), contiguous
-    Numerics   products summed as `torch.mm` does; x · lora_aᵀ and the base product are rounded to x.dtype before the
+    Numerics   products as `linear`'s; x · lora_aᵀ and the base product with the bias are rounded to x.dtype before the
                last product is added to the base
-    Gradient   dx, dlora_a, dlora_b; dweight where weight asks for one, else its product is skipped; dbias; saves x,
+    Gradient   dx, dweight, dlora_a, dlora_b, dbias, each only where needed: a frozen weight costs no product; saves x,
                the weights and x · lora_aᵀ (R numbers a row)
     Cost       2·M·(N·K + R·(N + K)) flop, twice that backward with the base frozen less 2·M·N·K (M rows):
                compute-bound
@@ -49,8 +52,7 @@ def lora_linear(
     Source     Hu et al. 2021, arXiv:2106.09685, eq. 3
     """
     _check_arguments(x, weight, lora_a, lora_b, bias)
-    frozen = not (weight.requires_grad and torch.is_grad_enabled())
-    return OP(x, weight, lora_a, lora_b, weight.new_empty(0) if bias is None else bias, float(scale), frozen)
+    return OP(x, weight, lora_a, lora_b, bias, float(scale))
 
 
 def _check_arguments(

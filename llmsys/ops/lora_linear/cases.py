@@ -21,16 +21,15 @@ def inputs(
     columns: int | None = None,
     bias: bool = True,
     scale: float = 0.5,
-    frozen: bool = False,
 ) -> tuple:
     """Forward arguments in schema order: x of `shape`, a base (N, K) with N = K + 1 (large: K) unless `columns` says
     it, an update of `rank`, products of the size of x.
     """
     inner = shape[-1]
     outer = columns or (inner if inner % 64 == 0 else inner + 1)
-    sizes = (shape, (outer, inner), (rank, inner), (outer, rank), (outer if bias else 0,))
+    sizes = (shape, (outer, inner), (rank, inner), (outer, rank), (outer,))
     x, weight, lora_a, lora_b, b = random(seed, device, *((size, dtype) for size in sizes))
-    return x, weight / inner**0.5, lora_a / inner**0.5, lora_b / rank**0.5, b, scale, frozen
+    return x, weight / inner**0.5, lora_a / inner**0.5, lora_b / rank**0.5, b if bias else None, scale
 
 
 def traffic(direction: str, x: torch.Tensor, *others: object) -> int:

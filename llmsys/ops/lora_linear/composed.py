@@ -4,53 +4,70 @@ size of y or dx but the one.
 
 from __future__ import annotations
 
-import torch
+from typing import Any
 
-from llmsys.ops.lora_linear.products import add_product, product
+import torch
+from torch import Tensor
+
+from llmsys.ops._matmul import Matmul
+from llmsys.ops._op import Impl
 from llmsys.ops.lora_linear.reference import Five
 
 
-def forward(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    lora_a: torch.Tensor,
-    lora_b: torch.Tensor,
-    bias: torch.Tensor,
-    scale: float,
-    frozen: bool,
-    out: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    rows = x.reshape(-1, x.shape[-1])
-    xa = product(rows, lora_a.T)
-    shape = (*x.shape[:-1], weight.shape[0])
-    y = torch.empty(shape, dtype=x.dtype, device=x.device) if out is None else out
-    flat = y.view(-1, weight.shape[0])
-    if bias.numel():
-        add_product(flat.copy_(bias), rows, weight.T)
-    else:
-        product(rows, weight.T, out=flat)
-    add_product(flat, xa, lora_b.T, scale)
-    return y, xa.view(*x.shape[:-1], len(lora_a))
+def implementation(name: str, matmul: Matmul, **when: Any) -> Impl:
+    """The layer on `matmul`; `when` says where and when it can run, as `Impl` has it."""
 
+    def forward(
+        x: Tensor,
+        weight: Tensor,
+        lora_a: Tensor,
+        lora_b: Tensor,
+        bias: Tensor | None,
+        scale: float,
+        out: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        rows = x.reshape(-1, x.shape[-1])
+        xa = matmul(rows, lora_a.T)
+        shape = (*x.shape[:-1], len(weight))
+        y = torch.empty(shape, dtype=x.dtype, device=x.device) if out is None else out
+        flat = y.view(-1, len(weight))
+        if bias is not None:
+            flat.copy_(bias)
+        matmul(rows, weight.T, flat, add=bias is not None)
+        matmul(xa, lora_b.T, flat, add=True, scale=scale)
+        return y, xa.view(*x.shape[:-1], len(lora_a))
 
-def backward(
-    dy: torch.Tensor,
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    lora_a: torch.Tensor,
-    lora_b: torch.Tensor,
-    bias: torch.Tensor,
-    xa: torch.Tensor,
-    scale: float,
-    frozen: bool,
-    out: torch.Tensor | None = None,
-) -> Five:
-    shape, dy, x = x.shape, dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1])
-    dyb = product(dy, lora_b).mul_(scale)
-    dx = torch.empty(shape, dtype=x.dtype, device=x.device) if out is None else out
-    product(dy, weight, out=dx.view(x.shape))
-    add_product(dx.view(x.shape), dyb, lora_a)
-    dweight = weight.new_empty(0) if frozen else product(dy.T, x)
-    dlora_b = product(dy.T, xa.reshape(-1, len(lora_a))).mul_(scale)
-    dbias = dy.sum(0) if bias.numel() else torch.empty_like(bias)
-    return dx, dweight, product(dyb.T, x), dlora_b, dbias
+    def backward(
+        dy: Tensor,
+        x: Tensor,
+        weight: Tensor,
+        lora_a: Tensor,
+        lora_b: Tensor,
+        xa: Tensor,
+        scale: float,
+        needs_dx: bool,
+        needs_dweight: bool,
+        needs_dlora_a: bool,
+        needs_dlora_b: bool,
+        needs_dbias: bool,
+        out: Tensor | None = None,
+    ) -> Five:
+        shape, dy, x = x.shape, dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1])
+        dx = dweight = dlora_a = dlora_b = dbias = x.new_empty(0)
+        if needs_dx or needs_dlora_a:
+            dxa = matmul(dy, lora_b, scale=scale)
+            if needs_dlora_a:
+                dlora_a = matmul(dxa.T, x)
+            if needs_dx:
+                dx = torch.empty(shape, dtype=x.dtype, device=x.device) if out is None else out
+                matmul(dy, weight, dx.view(x.shape))
+                matmul(dxa, lora_a, dx.view(x.shape), add=True)
+        if needs_dweight:
+            dweight = matmul(dy.T, x)
+        if needs_dlora_b:
+            dlora_b = matmul(dy.T, xa.reshape(-1, len(lora_a)), scale=scale)
+        if needs_dbias:
+            dbias = dy.sum(0)
+        return dx, dweight, dlora_a, dlora_b, dbias
+
+    return Impl(name, forward, backward, **when)

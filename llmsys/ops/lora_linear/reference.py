@@ -1,4 +1,4 @@
-"""Linear layer with a low-rank update in plain PyTorch, as its users write it. An empty bias stands for none."""
+"""Linear layer with a low-rank update in plain PyTorch, as its users write it."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ def forward(
     weight: torch.Tensor,
     lora_a: torch.Tensor,
     lora_b: torch.Tensor,
-    bias: torch.Tensor,
+    bias: torch.Tensor | None,
     scale: float,
-    frozen: bool,
     out: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(y, x · lora_aᵀ): see `llmsys.lora_linear`."""
     xa = F.linear(x, lora_a)
-    y = (F.linear(x, weight, bias if bias.numel() else None) + scale * F.linear(xa, lora_b)).contiguous()
+    y = (F.linear(x, weight, bias) + scale * F.linear(xa, lora_b)).contiguous()
     return (y if out is None else out.copy_(y)), xa.contiguous()
 
 
@@ -30,19 +29,23 @@ def backward(
     weight: torch.Tensor,
     lora_a: torch.Tensor,
     lora_b: torch.Tensor,
-    bias: torch.Tensor,
     xa: torch.Tensor,
     scale: float,
-    frozen: bool,
+    needs_dx: bool,
+    needs_dweight: bool,
+    needs_dlora_a: bool,
+    needs_dlora_b: bool,
+    needs_dbias: bool,
     out: torch.Tensor | None = None,
 ) -> Five:
-    """(dx, dweight, dlora_a, dlora_b, dbias), empty what is frozen or not there. Computes x · lora_aᵀ again, so that it
+    """(dx, dweight, dlora_a, dlora_b, dbias), without elements where not needed. Computes x · lora_aᵀ again, so that it
     can be differentiated.
     """
     shape, dy, x = x.shape, dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1])
-    dyb = scale * (dy @ lora_b)
-    dx = (dy @ weight + dyb @ lora_a).view(shape)
-    dweight = weight.new_empty(0) if frozen else dy.T @ x
-    dbias = dy.sum(0) if bias.numel() else torch.empty_like(bias)
-    dx = dx if out is None else out.copy_(dx)
-    return dx, dweight, dyb.T @ x, scale * (dy.T @ (x @ lora_a.T)), dbias
+    dxa, nothing = scale * (dy @ lora_b), x.new_empty(0)
+    dx = (dy @ weight + dxa @ lora_a).view(shape) if needs_dx else nothing
+    dweight = dy.T @ x if needs_dweight else nothing
+    dlora_a = dxa.T @ x if needs_dlora_a else nothing
+    dlora_b = scale * (dy.T @ (x @ lora_a.T)) if needs_dlora_b else nothing
+    dbias = dy.sum(0) if needs_dbias else nothing
+    return (dx if out is None or not needs_dx else out.copy_(dx)), dweight, dlora_a, dlora_b, dbias

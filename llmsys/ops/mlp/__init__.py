@@ -6,17 +6,20 @@ import torch
 from torch import Tensor
 
 from llmsys.ops import _check
+from llmsys.ops._matmul import torch_matmul
 from llmsys.ops._op import Impl, Op
-from llmsys.ops.mlp import fused, reference
+from llmsys.ops.mlp import fused, native, reference
 
 OP = Op(
     "mlp",
     forward='(Tensor x, Tensor gate_weight, Tensor up_weight, Tensor down_weight, str activation="silu")'
     " -> (Tensor y, Tensor gate, Tensor up)",
     backward="(Tensor dy, Tensor x, Tensor gate_weight, Tensor up_weight, Tensor down_weight, Tensor gate, Tensor up,"
-    " str activation) -> (Tensor dx, Tensor dgate_weight, Tensor dup_weight, Tensor ddown_weight)",
+    " str activation, bool needs_dx, bool needs_dgate_weight, bool needs_dup_weight, bool needs_ddown_weight)"
+    " -> (Tensor dx, Tensor dgate_weight, Tensor dup_weight, Tensor ddown_weight)",
     implementations=[
-        Impl("fused", fused.forward, fused.backward, infer=fused.infer),
+        native.CPU,
+        fused.implementation("torch", torch_matmul),
         Impl("reference", reference.forward, reference.backward),
     ],
 )
@@ -31,9 +34,11 @@ def mlp(x: Tensor, gate_weight: Tensor, up_weight: Tensor, down_weight: Tensor, 
 
     Shapes     x (..., D), gate_weight and up_weight (H, D), down_weight (D₂, H), of one
                float16/bfloat16/float32/float64, any strides → y (..., D₂), contiguous
-    Numerics   products as torch.nn.functional.linear's; gate, up and h rounded to x.dtype, f computed in float32
-    Gradient   dx, dgate_weight, dup_weight, ddown_weight; saves x, the weights, gate and up, which is 2·H·itemsize
-               bytes a row beside x; PyTorch's formula saves f(gate) and h too, 4·H·itemsize. h is computed again
+    Numerics   products as `linear`'s; gate, up and h rounded to x.dtype, f computed in float32; the two parts of dx
+               rounded before they are added, and after
+    Gradient   dx, dgate_weight, dup_weight, ddown_weight, each only where needed; saves x, the weights, gate and up,
+               which is 2·H·itemsize bytes a row beside x; PyTorch's formula saves f(gate) and h too, 4·H·itemsize. h is
+               computed again
     Cost       2·M·H·(2·D + D₂) flop, twice that backward (M rows); h once more in the backward: 3·M·H·itemsize bytes
     Autocast   x and the weights in its dtype, as for torch.nn.functional.linear
     Errors     ValueError if shapes do not fit as above, devices differ or the activation is another; TypeError for

@@ -1,15 +1,13 @@
-"""The gated feed-forward layer from matrix products and the fused gated unit of its activation.
-
-`linear` and `linear_backward` are the one place that multiplies matrices.
-"""
+"""The gated feed-forward layer from matrix products and the fused gated unit of its activation."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-from torch.nn.functional import linear
+from typing import Any
 
-from llmsys.ops._op import Op
+from torch import Tensor, atleast_2d
+
+from llmsys.ops._matmul import Matmul
+from llmsys.ops._op import Impl, Op
 from llmsys.ops.geglu import OP as GEGLU
 from llmsys.ops.reglu import OP as REGLU
 from llmsys.ops.swiglu import OP as SWIGLU
@@ -23,56 +21,79 @@ GLUS: dict[str, tuple[Op, tuple]] = {
 }
 
 
-def linear_backward(dy: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """(dx, dweight) of `linear(x, weight)`."""
-    return dy @ weight, rows(dy).T @ rows(x)
+def implementation(name: str, matmul: Matmul, **when: Any) -> Impl:
+    """The layer on `matmul`; `when` says where and when it can run, as `Impl` has it."""
+
+    def project(x: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
+        flat = None if out is None else out.view(-1, len(weight))
+        return matmul(rows(x), weight.T, flat).view(*x.shape[:-1], len(weight))
+
+    def forward(
+        x: Tensor,
+        gate_weight: Tensor,
+        up_weight: Tensor,
+        down_weight: Tensor,
+        activation: str,
+        out: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(y, gate, up)."""
+        glu, options = GLUS[activation]
+        gate, up = project(x, gate_weight), project(x, up_weight)
+        h = glu.select(gate, up, *options).forward(gate, up, *options)
+        return project(h, down_weight, out), gate, up
+
+    def infer(
+        x: Tensor,
+        gate_weight: Tensor,
+        up_weight: Tensor,
+        down_weight: Tensor,
+        activation: str,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """y; h takes the memory of gate, which nothing needs any more."""
+        glu, options = GLUS[activation]
+        gate, up = project(x, gate_weight), project(x, up_weight)
+        h = glu.select(gate, up, *options).forward(gate, up, *options, out=gate)
+        return project(h, down_weight, out)
+
+    def backward(
+        dy: Tensor,
+        x: Tensor,
+        gate_weight: Tensor,
+        up_weight: Tensor,
+        down_weight: Tensor,
+        gate: Tensor,
+        up: Tensor,
+        activation: str,
+        needs_dx: bool,
+        needs_dgate_weight: bool,
+        needs_dup_weight: bool,
+        needs_ddown_weight: bool,
+        out: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(dx, dgate_weight, dup_weight, ddown_weight), without elements where not needed."""
+        glu, options = GLUS[activation]
+        kernels = glu.select(gate, up, *options)
+        dy, rows_of_x = rows(dy), rows(x)
+        dx = dgate_weight = dup_weight = ddown_weight = x.new_empty(0)
+        if needs_ddown_weight:
+            ddown_weight = matmul(dy.T, rows(kernels.forward(gate, up, *options)))
+        if needs_dx or needs_dgate_weight or needs_dup_weight:
+            assert kernels.backward is not None
+            dh = matmul(dy, down_weight).view(gate.shape)
+            dgate, dup = map(rows, kernels.backward(dh, gate, up, *options))
+            if needs_dgate_weight:
+                dgate_weight = matmul(dgate.T, rows_of_x)
+            if needs_dup_weight:
+                dup_weight = matmul(dup.T, rows_of_x)
+            if needs_dx:
+                flat = matmul(dgate, gate_weight, None if out is None else out.view(rows_of_x.shape))
+                dx = matmul(dup, up_weight, flat, add=True).view(x.shape)
+        return dx, dgate_weight, dup_weight, ddown_weight
+
+    return Impl(name, forward, backward, infer=infer, **when)
 
 
 def rows(x: Tensor) -> Tensor:
     """`x` as a matrix of its last dimension's vectors."""
-    return torch.atleast_2d(x).flatten(0, -2)
-
-
-def forward(
-    x: Tensor, gate_weight: Tensor, up_weight: Tensor, down_weight: Tensor, activation: str, out: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(y, gate, up)."""
-    glu, options = GLUS[activation]
-    gate, up = linear(x, gate_weight), linear(x, up_weight)
-    h = glu.select(gate, up, *options).forward(gate, up, *options)
-    y = linear(h, down_weight)
-    return y if out is None else out.copy_(y), gate, up
-
-
-def infer(
-    x: Tensor, gate_weight: Tensor, up_weight: Tensor, down_weight: Tensor, activation: str, out: Tensor | None = None
-) -> Tensor:
-    """y; h takes the memory of gate, which nothing needs any more."""
-    glu, options = GLUS[activation]
-    gate, up = linear(x, gate_weight), linear(x, up_weight)
-    h = glu.select(gate, up, *options).forward(gate, up, *options, out=gate)
-    y = linear(h, down_weight)
-    return y if out is None else out.copy_(y)
-
-
-def backward(
-    dy: Tensor,
-    x: Tensor,
-    gate_weight: Tensor,
-    up_weight: Tensor,
-    down_weight: Tensor,
-    gate: Tensor,
-    up: Tensor,
-    activation: str,
-    out: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(dx, dgate_weight, dup_weight, ddown_weight)."""
-    glu, options = GLUS[activation]
-    kernels = glu.select(gate, up, *options)
-    dh, ddown_weight = linear_backward(dy, kernels.forward(gate, up, *options), down_weight)
-    assert kernels.backward is not None
-    dgate, dup = kernels.backward(dh, gate, up, *options)
-    dx_gate, dgate_weight = linear_backward(dgate, x, gate_weight)
-    dx_up, dup_weight = linear_backward(dup, x, up_weight)
-    dx = dx_gate.add_(dx_up) if out is None else torch.add(dx_gate, dx_up, out=out)
-    return dx, dgate_weight, dup_weight, ddown_weight
+    return atleast_2d(x).flatten(0, -2)

@@ -32,14 +32,21 @@ def backward(
     gate: Tensor,
     up: Tensor,
     activation: str,
+    needs_dx: bool,
+    needs_dgate_weight: bool,
+    needs_dup_weight: bool,
+    needs_ddown_weight: bool,
     out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(dx, dgate_weight, dup_weight, ddown_weight). gate and up are computed again, so that this too has a gradient."""
+    """(dx, dgate_weight, dup_weight, ddown_weight), without elements where not needed. gate and up are computed again,
+    so that this too has a gradient."""
     glu, options = GLUS[activation]
     gate, up = linear(x, gate_weight), linear(x, up_weight)
     h = glu.forward(gate, up, *options)
     dgate, dup = glu.backward(dy @ down_weight, gate, up, *options)
-    dx = dgate @ gate_weight + dup @ up_weight
-    dx = dx if out is None else out.copy_(dx)
+    nothing = x.new_empty(0)
+    dx = dgate @ gate_weight + dup @ up_weight if needs_dx else nothing
+    dx = dx if out is None or not needs_dx else out.copy_(dx)
     x, dy, h, dgate, dup = (torch.atleast_2d(tensor).flatten(0, -2) for tensor in (x, dy, h, dgate, dup))
-    return dx, dgate.T @ x, dup.T @ x, dy.T @ h
+    pairs = ((needs_dgate_weight, dgate, x), (needs_dup_weight, dup, x), (needs_ddown_weight, dy, h))
+    return dx, *(dout.T @ given if needed else nothing for needed, dout, given in pairs)  # type: ignore[return-value]
