@@ -68,12 +68,6 @@ struct Row {
   double slope_at(double z) const { return kCapped ? 1.0 - (z / softcap) * (z / softcap) : 1.0; }
 };
 
-LLMSYS_INLINE F32 first_lanes(int count, F32 value, float otherwise) {
-  I32 index;
-  for (int i = 0; i < kLanes; ++i) index[i] = i;
-  return select(index < count, value, splat(otherwise));
-}
-
 // ---- log of the sum of exponentials ----
 
 constexpr int64_t kBlock = 1024;  // elements that a core's first cache holds twice over
@@ -81,17 +75,7 @@ constexpr int64_t kBlock = 1024;  // elements that a core's first cache holds tw
 // A whole number near the row's largest z within [begin, end), in powers of two.
 template <class T, bool kCapped>
 float shift_of(const Row<T, kCapped>& row, int64_t begin, int64_t end) {
-  F32 highest = splat(-__builtin_inff());
-  for_each_pair(
-      end - begin,
-      [&](int64_t d) {
-        Block x = load_block<order_of<T>>(row.x + begin + d);
-        highest = max(x.second, max(x.first, highest));
-      },
-      [&](int64_t d, int count) {
-        highest = max(first_lanes(count, load(row.x + begin + d, count), -__builtin_inff()), highest);
-      });
-  const float z = row.z(splat(max_lane(highest)))[0] * kLog2E;
+  const float z = row.z(splat(max_over(row.x + begin, end - begin)))[0] * kLog2E;
   return z < -60000.0f ? -60000.0f : __builtin_rintf(z);
 }
 

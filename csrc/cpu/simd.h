@@ -455,6 +455,28 @@ LLMSYS_INLINE void for_each_pair(int64_t size, Body body, Tail tail) {
   for (; offset < size; offset += kLanes) tail(offset, size - offset < kLanes ? int(size - offset) : kLanes);
 }
 
+// The first `count` lanes of value, and `otherwise` in the others.
+LLMSYS_INLINE F32 first_lanes(int count, F32 value, float otherwise) {
+  I32 index;
+  for (int i = 0; i < kLanes; ++i) index[i] = i;
+  return select(index < count, value, splat(otherwise));
+}
+
+// The largest element; NaN is passed over where another is none. -infinity of no elements.
+template <class T>
+float max_over(const T* x, int64_t size) {
+  constexpr float kLowest = -__builtin_inff();
+  F32 highest = splat(kLowest);
+  for_each_pair(
+      size,
+      [&](int64_t d) {
+        Block block = load_block<order_of<T>>(x + d);
+        highest = max(block.second, max(block.first, highest));
+      },
+      [&](int64_t d, int count) { highest = max(first_lanes(count, load(x + d, count), kLowest), highest); });
+  return max_lane(highest);
+}
+
 // The sum over [0, size): add(offset, sum) is a block of it added to `sum`, tail(offset, count) a vector of it whose
 // other lanes are zero. Summed in short runs, then over the runs, then over the lanes in double: the error grows with
 // the logarithm of size in practice, and the order, so the bits, depends on size and the vector's width alone.

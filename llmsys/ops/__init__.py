@@ -44,6 +44,7 @@ from llmsys.ops.rope import (
 from llmsys.ops.rope_qk import rope_qk as rope_qk
 from llmsys.ops.sgd import sgd as sgd
 from llmsys.ops.silu import silu as silu
+from llmsys.ops.softmax import softmax as softmax
 from llmsys.ops.swiglu import swiglu as swiglu
 
 _op.check_forced(_env.forced_implementations())
