@@ -29,6 +29,8 @@ struct Sgd {
   bool nesterov;
   const float* grad_scale;  // one element where the tensors are, or null
   bool maximize;
+  bool stochastic;  // bfloat16 params without masters are rounded at random, by the words of `seed` (CPU only)
+  int64_t seed;
   DType param_dtype, grad_dtype;
 };
 

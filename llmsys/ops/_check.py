@@ -148,5 +148,22 @@ def grad_scale(op: str, given: torch.Tensor, param: torch.Tensor) -> None:
         )
 
 
+def stochastic_rounding(op: str, given: int | None, lists: dict[str, list[torch.Tensor]]) -> int | None:
+    """A seed for bfloat16 params without masters, or None; as a signed number of 64 bits."""
+    if given is None:
+        return None
+    if not -(2**63) <= given < 2**64:
+        raise ValueError(f"llmsys.{op}: stochastic_rounding is {given}, expected a seed in [-2**63, 2**64), or None")
+    if lists["params"][0].dtype != torch.bfloat16:
+        raise TypeError(
+            f"llmsys.{op}: params[0] is {lists['params'][0].dtype} with stochastic_rounding, expected torch.bfloat16"
+        )
+    if lists["masters"]:
+        raise ValueError(
+            f"llmsys.{op}: {len(lists['masters'])} masters with stochastic_rounding, expected one or the other"
+        )
+    return given if given < 2**63 else given - 2**64
+
+
 def _names(dtypes: tuple) -> str:
     return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)

@@ -11,9 +11,9 @@ Tensors = list[torch.Tensor]
 
 
 @contextmanager
-def flat(written: Sequence[Tensors], read: Sequence[Tensors]) -> Iterator[list[Tensors]]:
-    """The lists, with their i-th tensors laid out alike and without gaps. Where they are not, contiguous copies stand
-    in for them, and what is in the copies of `written` at the end is copied back.
+def flat(written: Sequence[Tensors], read: Sequence[Tensors], *, row_major: bool = False) -> Iterator[list[Tensors]]:
+    """The lists, with their i-th tensors laid out alike and without gaps, or all contiguous for `row_major`. Where they
+    are not, contiguous copies stand in for them, and what is in the copies of `written` at the end is copied back.
     """
     given = [*written, *read]
     if all(tensor.is_contiguous() for tensors in given for tensor in tensors):
@@ -21,7 +21,7 @@ def flat(written: Sequence[Tensors], read: Sequence[Tensors]) -> Iterator[list[T
         return
     lists = [list(tensors) for tensors in given]
     for i in range(len(given[0])):
-        if not same_layout([tensors[i] for tensors in given if tensors]):
+        if row_major or not same_layout([tensors[i] for tensors in given if tensors]):
             for tensors in lists:
                 if tensors:
                     tensors[i] = tensors[i].contiguous()

@@ -7,7 +7,11 @@ Source     Salmon et al. 2011, doi:10.1145/2063384.2063405, section 3.3 and tabl
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
+
+Word = TypeVar("Word", torch.Tensor, int)
 
 MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
 KEY_STEPS = 0x9E3779B9, 0xBB67AE85
@@ -15,8 +19,8 @@ ROUNDS = 10
 LOW = 0xFFFFFFFF
 
 
-def philox(words: tuple[torch.Tensor, ...], key: tuple[int, int]) -> tuple[torch.Tensor, ...]:
-    """The four words of each counter, 32 bits each in int64; `words` are the counter's own, lowest first."""
+def philox(words: tuple[Word, Word, Word, Word], key: tuple[int, int]) -> tuple[Word, Word, Word, Word]:
+    """The four words of each counter, 32 bits each in int64 or int; `words` are the counter's own, lowest first."""
     c0, c1, c2, c3 = words
     k0, k1 = key
     for _ in range(ROUNDS):
@@ -34,7 +38,7 @@ def random_words(seed: int, first: int, size: int, device: torch.device | str | 
     return torch.stack(words, -1).flatten()[first % 4 : first % 4 + size]
 
 
-def _product(word: torch.Tensor, multiplier: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _product(word: Word, multiplier: int) -> tuple[Word, Word]:
     """The high and the low half of the 64-bit product of two 32-bit numbers: int64 alone would overflow."""
     low = (word & 0xFFFF) * multiplier
     high = (word >> 16) * multiplier + (low >> 16)

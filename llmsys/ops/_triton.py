@@ -77,6 +77,21 @@ def random_words(seed_low, seed_high, first, SKIP: tl.constexpr, SIZE: tl.conste
         return low | high
 
 
+@triton.jit
+def store_stochastic(pointer, value, seed_low, seed_high, first, mask, SIZE: tl.constexpr):
+    """Write the float32 `value` as bfloat16, up or down at random, by the words from `first` on, a multiple of 4: see
+    `llmsys.ops._stochastic`."""
+    bits = value.to(tl.uint32, bitcast=True)
+    moved = bits + (random_words(seed_low, seed_high, first, 0, SIZE) >> 16)
+    upper = tl.where(value == value, moved, bits | 0x400000) >> 16  # adding could make a NaN infinite
+    tl.store(pointer, upper.to(tl.uint16).to(tl.bfloat16, bitcast=True), mask=mask)
+
+
+def seed_words(seed: int) -> tuple[int, int]:
+    """The low and the high 32 bits, each as a number that Triton takes for an int32."""
+    return (seed + 2**31) % 2**32 - 2**31, ((seed >> 32) + 2**31) % 2**32 - 2**31
+
+
 def contiguous_like(x: torch.Tensor) -> torch.Tensor:
     """An output for the shape of `x`, whatever its strides."""
     return torch.empty_like(x, memory_format=torch.contiguous_format)

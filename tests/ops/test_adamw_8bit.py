@@ -85,7 +85,7 @@ def test_codes_are_the_nearest(runner, step):
         params, grads, ms, vs, m_scales, v_scales, _ = [[t.to(dtype) for t in ts] for ts in lists]
         m = decode(lists[2][0], m_scales[0], True)
         v = decode(lists[3][0], v_scales[0], False)
-        adamw.forward(params, grads, [m], [v], [], *settings)
+        adamw.forward(params, grads, [m], [v], [], *settings, None)
         moments[dtype] = m, v
     call(OP, runner, args)
     for i, signed in ((0, True), (1, False)):

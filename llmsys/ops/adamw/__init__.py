@@ -14,7 +14,7 @@ OP = ListOp(
     "adamw",
     forward="(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, "
     "Tensor(d!)[] masters, float lr, float beta1, float beta2, float eps, float weight_decay, SymInt step, "
-    "Tensor? grad_scale=None, bool maximize=False) -> ()",
+    "Tensor? grad_scale=None, bool maximize=False, SymInt? stochastic_rounding=None) -> ()",
     backward=None,
     implementations=[
         native.CUDA,
@@ -41,6 +41,7 @@ def adamw(
     step: int,
     grad_scale: torch.Tensor | None = None,
     maximize: bool = False,
+    stochastic_rounding: int | None = None,
 ) -> None:
     """Take one AdamW step, in place, over lists of tensors, in one pass over memory.
 
@@ -55,9 +56,13 @@ def adamw(
                written as its rounding; without, p is the param itself
     Numerics   in float32 (float64 for float64), division and square root exact; params rounded once; the same bits
                whatever the number of threads
+    Rounding   to nearest, or with stochastic_rounding, a seed, of bfloat16 params without masters, up or down at random
+               so that the mean is p: the upper half of word i of Philox-4x32-10, as `dropout` numbers them, for element
+               i of the list, each tensor's beginning at a multiple of 64. Another seed for every call.
     Gradient   none
     Cost       per element: param and grad in, param out, 16 bytes of m and v, 8 of a master: bandwidth-bound
-    Errors     ValueError if lists, shapes or devices differ, or step < 1; TypeError for dtypes not named above
+    Errors     ValueError if lists, shapes or devices differ, step < 1, or masters come with stochastic_rounding;
+               TypeError for dtypes not named above
     Source     Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2
     """
     named = {"params": params, "grads": grads, "exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs, "masters": masters}
@@ -69,4 +74,5 @@ def adamw(
         raise ValueError(f"llmsys.adamw: step is {step}, expected a count from 1")
     if grad_scale is not None:
         _check.grad_scale("adamw", grad_scale, lists["params"][0])
-    OP(*lists.values(), lr, beta1, beta2, eps, weight_decay, step, grad_scale, maximize)
+    seed = _check.stochastic_rounding("adamw", stochastic_rounding, lists)
+    OP(*lists.values(), lr, beta1, beta2, eps, weight_decay, step, grad_scale, maximize, seed)

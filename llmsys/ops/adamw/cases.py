@@ -18,6 +18,7 @@ VARIANTS: tuple[dict, ...] = (
     {"maximize": True, "step": 1, "lr": 0.1},
     {"weight_decay": 0.0, "eps": 1e-3},
     {"beta1": 0.0, "beta2": 0.5},
+    {"stochastic_rounding": -(2**33) - 5},
 )
 
 
@@ -37,6 +38,7 @@ def inputs(
     step: int = 10,
     grad_scale: float | None = None,
     maximize: bool = False,
+    stochastic_rounding: int | None = None,  # of bfloat16 params
 ) -> tuple:
     """Forward arguments in schema order: lists of 1-d tensors with `shape[i]` elements, params of `dtype`."""
     wide = torch.promote_types(dtype, torch.float32)
@@ -53,6 +55,7 @@ def inputs(
         *(lr, beta1, beta2, eps, weight_decay, step),
         None if grad_scale is None else torch.tensor(grad_scale, device=device),
         maximize,
+        stochastic_rounding if dtype == torch.bfloat16 else None,
     )
 
 

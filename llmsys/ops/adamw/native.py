@@ -28,16 +28,21 @@ def implementation(kernels: Kernels) -> Impl:
         step: int,
         grad_scale: torch.Tensor | None,
         maximize: bool,
+        stochastic_rounding: int | None,
     ) -> None:
-        with flat([params, exp_avgs, exp_avg_sqs, masters], [grads]) as (ps, ms, vs, ws, gs):
+        stochastic = stochastic_rounding is not None
+        with flat([params, exp_avgs, exp_avg_sqs, masters], [grads], row_major=stochastic) as (ps, ms, vs, ws, gs):
             launch(
                 *([tensor.data_ptr() for tensor in tensors] for tensors in (ps, gs, ms, vs, ws)),
                 *([param.numel() for param in params], lr, beta1, beta2, eps, weight_decay),
                 *(1 - beta1**step, 1 - beta2**step, 0 if grad_scale is None else grad_scale.data_ptr(), maximize),
+                *(stochastic, stochastic_rounding or 0),
                 *(DTYPES[params[0].dtype], DTYPES[grads[0].dtype]),
             )
 
     def why_not(params: Tensors, *args: object) -> str | None:
+        if args and args[-1] is not None and not kernels.name.startswith("cpu"):
+            return "no stochastic rounding in the CUDA kernel"
         return kernels.why_not(params[0])
 
     return Impl(kernels.name, torch.no_grad()(forward), None, why_not, (kernels.device,))

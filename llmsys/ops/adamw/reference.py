@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from llmsys.ops._stochastic import first_elements, rounded
+
 
 @torch.no_grad()
 def forward(
@@ -20,8 +22,10 @@ def forward(
     step: int,
     grad_scale: torch.Tensor | None,
     maximize: bool,
+    stochastic_rounding: int | None,
 ) -> None:
     """One step, in place: see `llmsys.ops.adamw`."""
+    firsts = first_elements(params)
     step_size = lr / (1 - beta1**step)
     correction2 = (1 - beta2**step) ** 0.5
     for i, (param, m, v) in enumerate(zip(params, exp_avgs, exp_avg_sqs, strict=True)):
@@ -36,4 +40,4 @@ def forward(
         v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
         p.addcdiv_(m, (v.sqrt() / correction2).add_(eps), value=-step_size)
         if p is not param:
-            param.copy_(p)
+            param.copy_(p if stochastic_rounding is None else rounded(p, stochastic_rounding, firsts[i]))

@@ -13,7 +13,8 @@ import triton
 import triton.language as tl
 
 from llmsys.ops._flat import Tensors, flat
-from llmsys.ops._triton import device_of, load, store
+from llmsys.ops._stochastic import first_elements
+from llmsys.ops._triton import device_of, load, seed_words, store, store_stochastic
 
 BLOCK = 2048
 WARPS = 8  # 8 elements per thread: a block on the unvectorised path holds one address per element
@@ -28,6 +29,9 @@ def update(
     exp_avg_sq_ptr,
     master_ptr,
     mask,
+    seed_low,
+    seed_high,
+    first,
     grad_scale_ptr,
     decay,
     toward_grad,
@@ -39,6 +43,8 @@ def update(
     MASTER: tl.constexpr,
     MAXIMIZE: tl.constexpr,
     FROM_GRAD: tl.constexpr,
+    STOCHASTIC: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     grad = load(grad_ptr, mask)
     if grad_scale_ptr is not None:
@@ -59,14 +65,19 @@ def update(
     store(exp_avg_sq_ptr, v, mask)
     if MASTER:
         store(master_ptr, p, mask)
-    store(param_ptr, p, mask)
+    if STOCHASTIC:
+        store_stochastic(param_ptr, p, seed_low, seed_high, first, mask, BLOCK)
+    else:
+        store(param_ptr, p, mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["seed_low", "seed_high"])
 def adamw_kernel(
     table_ptr,
     grad_scale_ptr,
     num_tensors,
+    seed_low,
+    seed_high,
     decay,
     toward_grad,
     beta2,
@@ -79,6 +90,7 @@ def adamw_kernel(
     MASTER: tl.constexpr,
     MAXIMIZE: tl.constexpr,
     FROM_GRAD: tl.constexpr,
+    STOCHASTIC: tl.constexpr,
     TENSORS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -97,6 +109,9 @@ def adamw_kernel(
     master = exp_avg
     if MASTER:
         master = tl.load(column_ptr + 6 * num_tensors)
+    first = start
+    if STOCHASTIC:  # in the place of a master, as there is none
+        first += tl.load(column_ptr + 6 * num_tensors)
 
     param_ptr = param.to(tl.pointer_type(PARAM))
     grad_ptr = grad.to(tl.pointer_type(GRAD))
@@ -113,6 +128,9 @@ def adamw_kernel(
             tl.multiple_of(exp_avg_sq_ptr, 16) + offset,
             tl.multiple_of(master_ptr, 16) + offset,
             tl.full((BLOCK,), True, tl.int1),
+            seed_low,
+            seed_high,
+            first,
             grad_scale_ptr,
             decay,
             toward_grad,
@@ -124,6 +142,8 @@ def adamw_kernel(
             MASTER,
             MAXIMIZE,
             FROM_GRAD,
+            STOCHASTIC,
+            BLOCK,
         )
     else:
         update(
@@ -133,6 +153,9 @@ def adamw_kernel(
             exp_avg_sq_ptr + offset,
             master_ptr + offset,
             offset < numel,
+            seed_low,
+            seed_high,
+            first,
             grad_scale_ptr,
             decay,
             toward_grad,
@@ -144,6 +167,8 @@ def adamw_kernel(
             MASTER,
             MAXIMIZE,
             FROM_GRAD,
+            STOCHASTIC,
+            BLOCK,
         )
 
 
@@ -172,23 +197,31 @@ def forward(
     step: int,
     grad_scale: torch.Tensor | None,
     maximize: bool,
+    stochastic_rounding: int | None,
 ) -> None:
     from_grad = beta1 <= 0.5
     toward_grad = -beta1 if from_grad else 1 - beta1
     step_size = lr / (1 - beta1**step)
     scalars = 1 - lr * weight_decay, toward_grad, beta2, 1 - beta2, step_size, math.sqrt(1 - beta2**step), eps
-    with flat([params, exp_avgs, exp_avg_sqs, masters], [grads]) as (ps, ms, vs, ws, gs), device_of(params[0]):
+    stochastic, firsts = stochastic_rounding is not None, first_elements(params)
+    seeds = (0, 0) if stochastic_rounding is None else seed_words(stochastic_rounding)
+    with (
+        flat([params, exp_avgs, exp_avg_sqs, masters], [grads], row_major=stochastic) as (ps, ms, vs, ws, gs),
+        device_of(params[0]),
+    ):
         lists = [ps, gs, ms, vs] + ([ws] if masters else [])
         for begin in range(0, len(params), MAX_TENSORS):
             columns = [tensors[begin : begin + MAX_TENSORS] for tensors in lists]
             rows, programs = address_table(columns)
             if programs == 0:
                 continue
+            if stochastic:
+                rows.append(firsts[begin : begin + MAX_TENSORS])
             table = torch.tensor(rows, dtype=torch.int64)
             if params[0].is_cuda:  # pinned, so that the copy does not wait for the device
                 table = table.pin_memory().to(params[0].device, non_blocking=True)
             adamw_kernel[(programs,)](
-                table, grad_scale, len(columns[0]), *scalars,
-                TL_DTYPE[params[0].dtype], TL_DTYPE[grads[0].dtype], bool(masters), maximize, from_grad,
+                table, grad_scale, len(columns[0]), *seeds, *scalars,
+                TL_DTYPE[params[0].dtype], TL_DTYPE[grads[0].dtype], bool(masters), maximize, from_grad, stochastic,
                 triton.next_power_of_2(len(columns[0])), BLOCK, num_warps=WARPS,
             )  # fmt: skip

@@ -31,7 +31,7 @@ def forward(
     """One step, in place: see `llmsys.ops.adamw_8bit`."""
     moments = list(zip(exp_avgs, exp_avg_scales, strict=True)), list(zip(exp_avg_sqs, exp_avg_sq_scales, strict=True))
     ms, vs = ([decode(*pair, signed=i == 0) for pair in pairs] for i, pairs in enumerate(moments))
-    adamw.forward(params, grads, ms, vs, masters, lr, beta1, beta2, eps, weight_decay, step, grad_scale, maximize)
+    adamw.forward(params, grads, ms, vs, masters, lr, beta1, beta2, eps, weight_decay, step, grad_scale, maximize, None)
     for pairs, values, signed in ((moments[0], ms, True), (moments[1], vs, False)):
         for (codes, scales), value in zip(pairs, values, strict=True):
             new_codes, new_scales = encode(value, signed)

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from llmsys.ops._native import rows_of
-from llmsys.ops._triton import contiguous_like, device_of, load, num_warps, random_words, store
+from llmsys.ops._triton import contiguous_like, device_of, load, num_warps, random_words, seed_words, store
 from llmsys.ops.dropout.reference import threshold_and_scale
 
 TILE = 4096
@@ -49,16 +49,11 @@ def forward(x: torch.Tensor, p: float, seed: int, offset: int, out: torch.Tensor
         return y
     with device_of(x):
         dropout_kernel[(triton.cdiv(x.numel(), TILE),)](
-            *(x, y, x.numel(), x.shape[-1], x_stride, signed(seed), signed(seed >> 32), offset),
+            *(x, y, x.numel(), x.shape[-1], x_stride, *seed_words(seed), offset),
             *(threshold - 2**31, scale, x.is_contiguous(), offset % 4, TILE),
             num_warps=num_warps(TILE),
         )
     return y
-
-
-def signed(word: int) -> int:
-    """The low 32 bits as a number that Triton takes for an int32, whatever the seed."""
-    return (word + 2**31) % 2**32 - 2**31
 
 
 backward = forward

@@ -13,7 +13,8 @@ from llmsys.ops.lion import native, reference
 OP = ListOp(
     "lion",
     forward="(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] masters, float lr, float beta1, "
-    "float beta2, float weight_decay, Tensor? grad_scale=None, bool maximize=False) -> ()",
+    "float beta2, float weight_decay, Tensor? grad_scale=None, bool maximize=False, "
+    "SymInt? stochastic_rounding=None) -> ()",
     backward=None,
     implementations=[
         native.CPU,
@@ -36,6 +37,7 @@ def lion(
     weight_decay: float = 0.0,
     grad_scale: torch.Tensor | None = None,
     maximize: bool = False,
+    stochastic_rounding: int | None = None,
 ) -> None:
     """Take one Lion step, in place, over lists of tensors, in one pass over memory.
 
@@ -49,9 +51,13 @@ def lion(
                rounding; without, p is the param itself
     Numerics   in float32 (float64 for float64); the sign of 0 is 0, of NaN is NaN; params rounded once; the same bits
                whatever the number of threads
+    Rounding   to nearest, or with stochastic_rounding, a seed, of bfloat16 params without masters, up or down at random
+               so that the mean is p: the upper half of word i of Philox-4x32-10, as `dropout` numbers them, for element
+               i of the list, each tensor's beginning at a multiple of 64. Another seed for every call
     Gradient   none
     Cost       per element: param and grad in, param out, 8 bytes of m, 8 of a master: bandwidth-bound
-    Errors     ValueError if lists, shapes or devices differ; TypeError for dtypes not named above
+    Errors     ValueError if lists, shapes or devices differ, or masters come with stochastic_rounding; TypeError
+               for dtypes not named above
     Source     Chen et al. 2023, arXiv:2302.06675, algorithm 2
     """
     named = {"params": params, "grads": grads, "exp_avgs": exp_avgs, "masters": masters}
@@ -61,4 +67,5 @@ def lion(
     _check.lists("lion", lists, _check.optimizer_dtypes(lists), optional=("masters",))
     if grad_scale is not None:
         _check.grad_scale("lion", grad_scale, lists["params"][0])
-    OP(*lists.values(), lr, beta1, beta2, weight_decay, grad_scale, maximize)
+    seed = _check.stochastic_rounding("lion", stochastic_rounding, lists)
+    OP(*lists.values(), lr, beta1, beta2, weight_decay, grad_scale, maximize, seed)

@@ -15,6 +15,7 @@ VARIANTS: tuple[dict, ...] = (
     {"grad_dtype": torch.float32, "maximize": True},
     {"grad_dtype": torch.bfloat16, "masters": True, "grad_scale": 0.125},
     {"weight_decay": 0.0, "beta1": 0.5, "lr": 0.1},
+    {"stochastic_rounding": -(2**33) - 5},
 )
 
 
@@ -32,6 +33,7 @@ def inputs(
     weight_decay: float = 0.1,
     grad_scale: float | None = None,
     maximize: bool = False,
+    stochastic_rounding: int | None = None,  # of bfloat16 params
 ) -> tuple:
     """Forward arguments in schema order: lists of 1-d tensors with `shape[i]` elements, params of `dtype`."""
     wide = torch.promote_types(dtype, torch.float32)
@@ -47,6 +49,7 @@ def inputs(
         *(lr, beta1, beta2, weight_decay),
         None if grad_scale is None else torch.tensor(grad_scale, device=device),
         maximize,
+        stochastic_rounding if dtype == torch.bfloat16 else None,
     )
 
 

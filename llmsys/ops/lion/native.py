@@ -25,12 +25,15 @@ def implementation(kernels: Kernels) -> Impl:
         weight_decay: float,
         grad_scale: torch.Tensor | None,
         maximize: bool,
+        stochastic_rounding: int | None,
     ) -> None:
-        with flat([params, exp_avgs, masters], [grads]) as (ps, ms, ws, gs):
+        stochastic = stochastic_rounding is not None
+        with flat([params, exp_avgs, masters], [grads], row_major=stochastic) as (ps, ms, ws, gs):
             launch(
                 *([tensor.data_ptr() for tensor in tensors] for tensors in (ps, gs, ms, ws)),
                 *([param.numel() for param in params], lr, beta1, beta2, weight_decay),
                 *(0 if grad_scale is None else grad_scale.data_ptr(), maximize),
+                *(stochastic, stochastic_rounding or 0),
                 *(DTYPES[params[0].dtype], DTYPES[grads[0].dtype]),
             )
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from llmsys.ops._stochastic import first_elements, rounded
+
 Tensors = list[torch.Tensor]
 
 
@@ -19,8 +21,10 @@ def forward(
     weight_decay: float,
     grad_scale: torch.Tensor | None,
     maximize: bool,
+    stochastic_rounding: int | None,
 ) -> None:
     """One step, in place: see `llmsys.ops.lion`."""
+    firsts = first_elements(params)
     for i, (param, m) in enumerate(zip(params, exp_avgs, strict=True)):
         p = masters[i] if masters else param.to(m.dtype)  # param itself where it is as wide
         g = grads[i].to(m.dtype)
@@ -32,4 +36,4 @@ def forward(
         p.mul_(1 - lr * weight_decay).sub_(torch.where(c.isnan(), c, c.sign()), alpha=lr)  # sign(NaN) is 0
         m.mul_(beta2).add_(g, alpha=1 - beta2)
         if p is not param:
-            param.copy_(p)
+            param.copy_(p if stochastic_rounding is None else rounded(p, stochastic_rounding, firsts[i]))

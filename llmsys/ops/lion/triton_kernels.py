@@ -10,7 +10,8 @@ import triton
 import triton.language as tl
 
 from llmsys.ops._flat import Tensors, flat
-from llmsys.ops._triton import device_of, load, store
+from llmsys.ops._stochastic import first_elements
+from llmsys.ops._triton import device_of, load, seed_words, store, store_stochastic
 from llmsys.ops.adamw.triton_kernels import BLOCK, MAX_TENSORS, TL_DTYPE, WARPS, address_table
 
 
@@ -21,6 +22,9 @@ def update(
     state_ptr,
     master_ptr,
     mask,
+    seed_low,
+    seed_high,
+    first,
     grad_scale_ptr,
     lr,
     decay,
@@ -31,6 +35,8 @@ def update(
     MASTER: tl.constexpr,
     MAXIMIZE: tl.constexpr,
     STATE: tl.constexpr,
+    STOCHASTIC: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     grad = load(grad_ptr, mask)
     if grad_scale_ptr is not None:
@@ -48,14 +54,19 @@ def update(
     store(state_ptr, m * beta2 + grad * one_minus_beta2, mask)
     if MASTER:
         store(master_ptr, p, mask)
-    store(param_ptr, p, mask)
+    if STOCHASTIC:
+        store_stochastic(param_ptr, p, seed_low, seed_high, first, mask, BLOCK)
+    else:
+        store(param_ptr, p, mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["seed_low", "seed_high"])
 def lion_kernel(
     table_ptr,
     grad_scale_ptr,
     num_tensors,
+    seed_low,
+    seed_high,
     lr,
     decay,
     beta1,
@@ -67,6 +78,7 @@ def lion_kernel(
     MASTER: tl.constexpr,
     MAXIMIZE: tl.constexpr,
     STATE: tl.constexpr,
+    STOCHASTIC: tl.constexpr,
     TENSORS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -86,6 +98,9 @@ def lion_kernel(
     master = param
     if MASTER:
         master = tl.load(column_ptr + (4 + STATE) * num_tensors)
+    first = start
+    if STOCHASTIC:  # in the place of a master, as there is none
+        first += tl.load(column_ptr + (4 + STATE) * num_tensors)
     param_ptr = param.to(tl.pointer_type(PARAM))
     grad_ptr = grad.to(tl.pointer_type(GRAD))
     state_ptr = state.to(tl.pointer_type(tl.float32))
@@ -99,6 +114,9 @@ def lion_kernel(
             tl.multiple_of(state_ptr, 16) + offset,
             tl.multiple_of(master_ptr, 16) + offset,
             tl.full((BLOCK,), True, tl.int1),
+            seed_low,
+            seed_high,
+            first,
             grad_scale_ptr,
             lr,
             decay,
@@ -109,6 +127,8 @@ def lion_kernel(
             MASTER,
             MAXIMIZE,
             STATE,
+            STOCHASTIC,
+            BLOCK,
         )
     else:
         update(
@@ -117,6 +137,9 @@ def lion_kernel(
             state_ptr + offset,
             master_ptr + offset,
             offset < numel,
+            seed_low,
+            seed_high,
+            first,
             grad_scale_ptr,
             lr,
             decay,
@@ -127,6 +150,8 @@ def lion_kernel(
             MASTER,
             MAXIMIZE,
             STATE,
+            STOCHASTIC,
+            BLOCK,
         )
 
 
@@ -142,20 +167,25 @@ def forward(
     weight_decay: float,
     grad_scale: torch.Tensor | None,
     maximize: bool,
+    stochastic_rounding: int | None,
 ) -> None:
     scalars = lr, 1 - lr * weight_decay, beta1, 1 - beta1, beta2, 1 - beta2
-    with flat([params, exp_avgs, masters], [grads]) as (ps, ss, ws, gs), device_of(params[0]):
+    stochastic, firsts = stochastic_rounding is not None, first_elements(params)
+    seeds = (0, 0) if stochastic_rounding is None else seed_words(stochastic_rounding)
+    with flat([params, exp_avgs, masters], [grads], row_major=stochastic) as (ps, ss, ws, gs), device_of(params[0]):
         lists = [tensors for tensors in (ps, gs, ss, ws) if tensors]
         for begin in range(0, len(params), MAX_TENSORS):
             columns = [tensors[begin : begin + MAX_TENSORS] for tensors in lists]
             rows, programs = address_table(columns)
             if programs == 0:
                 continue
+            if stochastic:
+                rows.append(firsts[begin : begin + MAX_TENSORS])
             table = torch.tensor(rows, dtype=torch.int64)
             if params[0].is_cuda:  # pinned, so that the copy does not wait for the device
                 table = table.pin_memory().to(params[0].device, non_blocking=True)
             lion_kernel[(programs,)](
-                table, grad_scale, len(columns[0]), *scalars,
-                TL_DTYPE[params[0].dtype], TL_DTYPE[grads[0].dtype], bool(masters), maximize, True,
+                table, grad_scale, len(columns[0]), *seeds, *scalars,
+                TL_DTYPE[params[0].dtype], TL_DTYPE[grads[0].dtype], bool(masters), maximize, True, stochastic,
                 triton.next_power_of_2(len(columns[0])), BLOCK, num_warps=WARPS,
             )  # fmt: skip

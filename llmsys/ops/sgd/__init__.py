@@ -14,7 +14,7 @@ OP = ListOp(
     "sgd",
     forward="(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, Tensor(c!)[] masters, float lr, "
     "float momentum, float dampening, float weight_decay, bool nesterov, SymInt step, Tensor? grad_scale=None, "
-    "bool maximize=False) -> ()",
+    "bool maximize=False, SymInt? stochastic_rounding=None) -> ()",
     backward=None,
     implementations=[
         native.CPU,
@@ -38,6 +38,7 @@ def sgd(
     step: int = 1,
     grad_scale: torch.Tensor | None = None,
     maximize: bool = False,
+    stochastic_rounding: int | None = None,
 ) -> None:
     """Take one step of gradient descent, in place, over lists of tensors, in one pass over memory.
 
@@ -50,10 +51,13 @@ def sgd(
                masters float32 (float64 with float64 params). With masters, p is the master and the param is written as
                its rounding; without, p is the param itself
     Numerics   in float32 (float64 for float64); params rounded once; the same bits whatever the number of threads
+    Rounding   to nearest, or with stochastic_rounding, a seed, of bfloat16 params without masters, up or down at random
+               so that the mean is p: the upper half of word i of Philox-4x32-10, as `dropout` numbers them, for element
+               i of the list, each tensor's beginning at a multiple of 64. Another seed for every call
     Gradient   none
     Cost       per element: param and grad in, param out, 8 bytes of b, 8 of a master: bandwidth-bound
-    Errors     ValueError if lists, shapes or devices differ, step < 1, or there is momentum without buffers or the
-               other way round; TypeError for dtypes not named above
+    Errors     ValueError if lists, shapes or devices differ, step < 1, there is momentum without buffers or the
+               other way round, or masters with stochastic_rounding; TypeError for dtypes not named above
     Source     Sutskever et al. 2013, proceedings.mlr.press/v28/sutskever13, in the form torch.optim.SGD computes it
     """
     named = {"params": params, "grads": grads, "momentum_buffers": momentum_buffers, "masters": masters}
@@ -75,4 +79,5 @@ def sgd(
         )
     if grad_scale is not None:
         _check.grad_scale("sgd", grad_scale, lists["params"][0])
-    OP(*lists.values(), lr, momentum, dampening, weight_decay, nesterov, step, grad_scale, maximize)
+    seed = _check.stochastic_rounding("sgd", stochastic_rounding, lists)
+    OP(*lists.values(), lr, momentum, dampening, weight_decay, nesterov, step, grad_scale, maximize, seed)

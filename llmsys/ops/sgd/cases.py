@@ -16,6 +16,7 @@ VARIANTS: tuple[dict, ...] = (
     {"dampening": 0.3, "grad_dtype": torch.float32},
     {"dampening": 0.3, "step": 1, "maximize": True},
     {"weight_decay": 0.0, "grad_scale": 0.125},
+    {"stochastic_rounding": -(2**33) - 5},
 )
 
 
@@ -35,6 +36,7 @@ def inputs(
     step: int = 10,
     grad_scale: float | None = None,
     maximize: bool = False,
+    stochastic_rounding: int | None = None,  # of bfloat16 params
 ) -> tuple:
     """Forward arguments in schema order: lists of 1-d tensors with `shape[i]` elements, params of `dtype`."""
     wide = torch.promote_types(dtype, torch.float32)
@@ -50,6 +52,7 @@ def inputs(
         *(lr, momentum, dampening, weight_decay, nesterov, step),
         None if grad_scale is None else torch.tensor(grad_scale, device=device),
         maximize,
+        stochastic_rounding if dtype == torch.bfloat16 else None,
     )
 
 

@@ -27,12 +27,15 @@ def implementation(kernels: Kernels) -> Impl:
         step: int,
         grad_scale: torch.Tensor | None,
         maximize: bool,
+        stochastic_rounding: int | None,
     ) -> None:
-        with flat([params, momentum_buffers, masters], [grads]) as (ps, bs, ws, gs):
+        stochastic = stochastic_rounding is not None
+        with flat([params, momentum_buffers, masters], [grads], row_major=stochastic) as (ps, bs, ws, gs):
             launch(
                 *([tensor.data_ptr() for tensor in tensors] for tensors in (ps, gs, bs, ws)),
                 *([param.numel() for param in params], lr, momentum, 1 - dampening if step > 1 else 1),
                 *(weight_decay, nesterov, 0 if grad_scale is None else grad_scale.data_ptr(), maximize),
+                *(stochastic, stochastic_rounding or 0),
                 *(DTYPES[params[0].dtype], DTYPES[grads[0].dtype]),
             )
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from llmsys.ops._stochastic import first_elements, rounded
+
 Tensors = list[torch.Tensor]
 
 
@@ -21,8 +23,10 @@ def forward(
     step: int,
     grad_scale: torch.Tensor | None,
     maximize: bool,
+    stochastic_rounding: int | None,
 ) -> None:
     """One step, in place: see `llmsys.ops.sgd`."""
+    firsts = first_elements(params)
     for i, param in enumerate(params):
         wide = torch.promote_types(param.dtype, torch.float32)
         p = masters[i] if masters else param.to(wide)  # param itself where it is as wide
@@ -39,4 +43,4 @@ def forward(
             g = g + momentum * b if nesterov else b
         p.sub_(g, alpha=lr)
         if p is not param:
-            param.copy_(p)
+            param.copy_(p if stochastic_rounding is None else rounded(p, stochastic_rounding, firsts[i]))
