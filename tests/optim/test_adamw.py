@@ -8,25 +8,10 @@ import torch
 
 from llmsys.ops._cases import random
 from llmsys.optim import AdamW, clip_grad_norm
+from llmsys.optim._list_optimizer import seed_of
+from tests.optim.training import give_gradients, model, state_of, train
 
 EPS = 2**-24  # half the distance from 1 to the next float32
-
-
-def model(dtype: torch.dtype = torch.float32) -> torch.nn.Sequential:
-    torch.manual_seed(0)
-    return torch.nn.Sequential(torch.nn.Linear(9, 33), torch.nn.Tanh(), torch.nn.Linear(33, 5)).to(dtype)
-
-
-def give_gradients(net: torch.nn.Module, seed: int) -> None:
-    """The same random gradients to every model of one shape."""
-    for i, param in enumerate(net.parameters()):
-        param.grad = random(1000 * seed + i, "cpu", (tuple(param.shape), param.dtype))[0]
-
-
-def train(net: torch.nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
-    for step in steps:
-        give_gradients(net, step)
-        optimizer.step()
 
 
 def assert_close(ours: torch.nn.Module, theirs: torch.nn.Module, *, lr: float, steps: int) -> None:
@@ -36,10 +21,6 @@ def assert_close(ours: torch.nn.Module, theirs: torch.nn.Module, *, lr: float, s
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         allowed = 2 * steps * EPS * (3 * b.abs().max() + 100 * lr)
         assert (a - b).abs().max() <= allowed
-
-
-def state_of(optimizer, name):
-    return [state[name] for state in optimizer.state.values()]
 
 
 @pytest.mark.parametrize(
@@ -255,6 +236,50 @@ def test_masters_through_state_dicts():
     assert all(torch.equal(a.float(), b) for a, b in zip(before, state_of(back, "master"), strict=True))
 
 
+# ---- stochastic rounding ----
+
+
+def test_stochastic_rounding_keeps_no_masters_and_updates_add_up():
+    """Fifty steps of 2⁻¹² from 1, where bfloat16 are 2⁻⁸ apart: lost to the nearest, there in the mean without it."""
+    for seed in (None, 3):
+        param = torch.nn.Parameter(torch.ones(100, 100, dtype=torch.bfloat16))
+        optimizer = AdamW([param], lr=2**-12, weight_decay=0, master_weights=False, stochastic_rounding=seed)
+        for _ in range(50):
+            param.grad = torch.ones_like(param)
+            optimizer.step()
+        assert "master" not in optimizer.state[param]
+        moved = 1 - param.double().mean().item()
+        deviation = 2**-8 * (50 * 2**-4 / 10_000) ** 0.5
+        assert moved == 0 if seed is None else abs(moved - 50 * 2**-12) < 5 * deviation
+
+
+def test_stochastic_rounding_is_for_bfloat16_parameters_alone():
+    net = torch.nn.ModuleList([model(dtype) for dtype in (torch.float32, torch.bfloat16, torch.half)])
+    optimizer = AdamW(net.parameters(), stochastic_rounding=1)
+    train(net, optimizer, range(2))
+    for param in net.parameters():
+        assert ("master" in optimizer.state[param]) == (param.dtype == torch.half)
+
+
+def test_stochastic_rounding_repeats_with_its_seed_and_through_state_dicts():
+    results = []
+    for seed in (1, 1, 2):
+        net = model(torch.bfloat16)
+        optimizer = AdamW(net.parameters(), stochastic_rounding=seed)
+        train(net, optimizer, range(3))
+        loaded = AdamW(net.parameters())
+        loaded.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        train(net, loaded if len(results) == 0 else optimizer, range(3, 6))
+        results.append([param.detach() for param in net.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*results[:2], strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(*results[1:], strict=True))
+
+
+def test_each_call_has_words_of_its_own():
+    seeds = {seed_of(seed, step, place) for seed in (-1, 0, 1) for step in range(20) for place in range(20)}
+    assert len(seeds) == 3 * 20 * 20 and all(0 <= seed < 2**64 for seed in seeds)
+
+
 # ---- which parameters ----
 
 
@@ -343,6 +368,7 @@ def test_clip_of_no_gradients_and_of_one_parameter():
         ({"betas": (0.9, 1.0)}, r"betas are \(0.9, 1.0\), expected two numbers from 0 to below 1"),
         ({"betas": (-0.1, 0.9)}, r"betas are \(-0.1, 0.9\), expected two numbers"),
         ({"betas": (0.9,)}, r"betas are \(0.9,\), expected two numbers"),
+        ({"stochastic_rounding": 2**64}, "stochastic_rounding is 18446744073709551616, expected a seed in"),
         ({"amsgrad": True}, "amsgrad is True, expected False; torch.optim.AdamW has it"),
         ({"capturable": True}, "capturable is True, expected False"),
         ({"differentiable": True}, "differentiable is True, expected False"),

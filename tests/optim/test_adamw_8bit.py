@@ -94,3 +94,10 @@ def test_transposed_parameters():
             param.grad = random(seed, "cpu", ((80, 70), torch.float32))[0]
             optimizer.step()
     assert torch.equal(*params) and params[1].stride() == (1, 80)
+
+
+def test_refuses_stochastic_rounding():
+    with pytest.raises(
+        ValueError, match=r"llmsys.optim.AdamW8bit: stochastic_rounding is 3, expected None; llmsys.opti"
+    ):
+        AdamW8bit(model().parameters(), stochastic_rounding=3)
