@@ -122,6 +122,12 @@ def _apex_adamw():
     return partial(FusedAdam, adam_w_mode=True)
 
 
+def _apex_lamb():
+    from apex.optimizers import FusedLAMB
+
+    return FusedLAMB
+
+
 RMS_NORM = (
     Peer("liger", _liger_rms_norm, "liger_kernel", "cuda"),
     Peer("apex", _apex_rms_norm, "apex.normalization", "cuda"),
@@ -144,4 +150,9 @@ ADAMW = (
     Peer("torch default", lambda: torch.optim.AdamW),
     Peer("deepspeed", _deepspeed_adamw, "deepspeed", "cpu"),
     Peer("apex", _apex_adamw, "apex.optimizers", "cuda"),
+)
+LAMB = (Peer("apex", _apex_lamb, "apex.optimizers", "cuda"),)
+SGD = (
+    Peer("torch fused", lambda: partial(torch.optim.SGD, fused=True)),
+    Peer("torch default", lambda: torch.optim.SGD),
 )

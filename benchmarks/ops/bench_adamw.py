@@ -13,8 +13,8 @@ import llmsys.optim
 from benchmarks import peers
 from benchmarks.bars import Bar
 from benchmarks.contest import Bench, Case, Contest
-from benchmarks.gate import copied, fault_of, tensors
-from benchmarks.harness import cannot_time
+from benchmarks.gate import copied, fault_of
+from benchmarks.optimizers import leaves, step_contest, without_sets
 from llmsys.ops.adamw import OP, cases
 
 OPTIONS = {"lr": 1e-3, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
@@ -28,36 +28,17 @@ BARS = (
 
 
 def contests(case: Case, device: str) -> list[Contest]:
-    """One contest on one set of buffers: at half a gigabyte, caches are cold every time."""
-    mixed = case.direction == "clip+step+copy"
-    args = cases.inputs(case.shape, getattr(torch, case.dtype), device, masters=mixed)
+    if case.direction == "step":
+        return [step_contest(OP, cases, llmsys.optim.AdamW, OPTIONS, peers.ADAMW, case, device)]
+    args = cases.inputs(case.shape, getattr(torch, case.dtype), device, masters=True)
     contest = Contest("adamw", case, bytes=cases.traffic("forward", *args), flops=cases.flops("forward", *args))
-    gate = partial(fault_of, OP, cases, shape=case.shape, dtype=case.dtype, device=device, masters=mixed)
-    if case.mode == "ready":
-        enter_implementations(contest, args, gate, device)
-        return [contest]
+    contest.bytes += sum(grad.nbytes for grad in args[1])  # the norm reads them first
     params = leaves(args[0], args[1])
-    ours = llmsys.optim.AdamW(params, **OPTIONS)
     chosen = str(OP.explain(*args).chosen)
-    if mixed:
-        contest.bytes += sum(grad.nbytes for grad in args[1])  # the norm reads them first
-        contest.enter(chosen, without_sets(partial(fused_update, params, ours)), gate(chosen))
-        contest.peers[TORCH_UPDATE] = without_sets(torch_update(args))
-        return [contest]
-    contest.enter(chosen, without_sets(ours.step), gate(chosen))
-    for peer in peers.ADAMW:
-        reason = peer.why_not(device)
-        contest.peers[peer.name] = reason or without_sets(peer.build()(leaves(args[0], args[1]), **OPTIONS).step)
+    fault = fault_of(OP, cases, chosen, case.shape, case.dtype, device, masters=True)
+    contest.enter(chosen, without_sets(partial(fused_update, params, llmsys.optim.AdamW(params, **OPTIONS))), fault)
+    contest.peers[TORCH_UPDATE] = without_sets(torch_update(args))
     return [contest]
-
-
-def enter_implementations(contest: Contest, args: tuple, gate: Callable, device: str) -> None:
-    for name, implementation in OP.implementations.items():
-        reason = cannot_time(name) or implementation.reason(device, args)
-        if reason:
-            contest.implementations[name] = reason
-        else:
-            contest.enter(name, without_sets(partial(implementation.forward, *args)), gate(name))
 
 
 def fused_update(params: list[torch.Tensor], optimizer: llmsys.optim.AdamW, unscale: float = 1.0) -> None:
@@ -82,18 +63,6 @@ def torch_update(args: tuple, unscale: float = 1.0) -> Callable[[], None]:
         torch._foreach_copy_(weights, wide_weights)
 
     return update
-
-
-def leaves(weights: list[torch.Tensor], grads: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Parameters over the memory of `weights`, each with its gradient."""
-    params = [weight.detach().requires_grad_() for weight in weights]
-    for param, grad in zip(params, tensors(grads), strict=True):
-        param.grad = grad
-    return params
-
-
-def without_sets(call: Callable[[], object]) -> Callable[[int], object]:
-    return lambda index: call()
 
 
 BENCH = Bench(

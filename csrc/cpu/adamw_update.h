@@ -26,11 +26,17 @@ struct AdamWShared {
   }
 };
 
+// The moments after a gradient.
 template <bool kFromGrad>
-LLMSYS_INLINE void adamw_update(const AdamWShared& shared, F32 g, F32& p, F32& m, F32& v) {
+LLMSYS_INLINE void update_moments(const AdamWShared& shared, F32 g, F32& m, F32& v) {
   g = g * shared.grad_scale;
   m = multiply_add(g - m, shared.toward_grad, kFromGrad ? g : m);
   v = multiply_add(v, shared.beta2, g * shared.one_minus_beta2 * g);
+}
+
+template <bool kFromGrad>
+LLMSYS_INLINE void adamw_update(const AdamWShared& shared, F32 g, F32& p, F32& m, F32& v) {
+  update_moments<kFromGrad>(shared, g, m, v);
   p = multiply_add(p, shared.decay, -(shared.step_size * m / (sqrt(v) + shared.eps)));
 }
 

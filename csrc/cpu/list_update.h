@@ -51,7 +51,7 @@ struct Run {
 };
 
 // update(gradient, p, states) on vectors. A state that is null is zero, and dropped.
-template <class P, class G, int kStates, class Tensor, class Rounding, class Update>
+template <class P, class G, bool kWriteStates = true, int kStates, class Tensor, class Rounding, class Update>
 LLMSYS_INLINE void update_elements(const Tensor& tensor, float* const (&states)[kStates], const Run& run,
                                    const Rounding& rounding, Update update) {
   P* param = static_cast<P*>(tensor.param) + run.begin;
@@ -76,14 +76,14 @@ LLMSYS_INLINE void update_elements(const Tensor& tensor, float* const (&states)[
         auto whole = [](const auto* from) { return load(from); };
         const Vectors low = updated(d, whole), high = updated(d + kLanes, whole);
         for (int k = 0; k < kStates; ++k)
-          if (state[k]) store_pair<false>(state[k] + d, low.states[k], high.states[k]);
+          if (kWriteStates && state[k]) store_pair<false>(state[k] + d, low.states[k], high.states[k]);
         if (master) store_pair<false>(master + d, low.p, high.p);
         rounding.store_both(param + d, run.element + d, low.p, high.p);
       },
       [&](int64_t d, int count) {
         const Vectors v = updated(d, [=](const auto* from) { return load(from, count); });
         for (int k = 0; k < kStates; ++k)
-          if (state[k]) store(state[k] + d, v.states[k], count);
+          if (kWriteStates && state[k]) store(state[k] + d, v.states[k], count);
         if (master) store(master + d, v.p, count);
         rounding.store_first(param + d, run.element + d, v.p, count);
       });

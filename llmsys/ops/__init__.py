@@ -20,6 +20,7 @@ from llmsys.ops.gelu import gelu as gelu
 from llmsys.ops.grad_norm import grad_norm as grad_norm
 from llmsys.ops.group_norm import group_norm as group_norm
 from llmsys.ops.l2_norm import l2_norm as l2_norm
+from llmsys.ops.lamb import lamb as lamb
 from llmsys.ops.layer_norm import layer_norm as layer_norm
 from llmsys.ops.linear import linear as linear
 from llmsys.ops.linear_cross_entropy import linear_cross_entropy as linear_cross_entropy

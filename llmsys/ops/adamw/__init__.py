@@ -58,7 +58,7 @@ def adamw(
                whatever the number of threads
     Rounding   to nearest, or with stochastic_rounding, a seed, of bfloat16 params without masters, up or down at random
                so that the mean is p: the upper half of word i of Philox-4x32-10, as `dropout` numbers them, for element
-               i of the list, each tensor's beginning at a multiple of 64. Another seed for every call.
+               i of the list, each tensor's beginning at a multiple of 64. Another seed for every call
     Gradient   none
     Cost       per element: param and grad in, param out, 16 bytes of m and v, 8 of a master: bandwidth-bound
     Errors     ValueError if lists, shapes or devices differ, step < 1, or masters come with stochastic_rounding;

@@ -10,9 +10,9 @@ from llmsys.ops._native import DTYPES, Kernels
 from llmsys.ops._op import Impl
 
 
-def implementation(kernels: Kernels) -> Impl:
-    """AdamW on `kernels`."""
-    launch = kernels.launch("adamw")
+def implementation(kernels: Kernels, op: str = "adamw", *, row_major: bool = False) -> Impl:
+    """AdamW on `kernels`, or an op with the same arguments; `row_major` for one that adds elements up."""
+    launch = kernels.launch(op)
 
     def forward(
         params: Tensors,
@@ -31,7 +31,13 @@ def implementation(kernels: Kernels) -> Impl:
         stochastic_rounding: int | None,
     ) -> None:
         stochastic = stochastic_rounding is not None
-        with flat([params, exp_avgs, exp_avg_sqs, masters], [grads], row_major=stochastic) as (ps, ms, vs, ws, gs):
+        with flat([params, exp_avgs, exp_avg_sqs, masters], [grads], row_major=row_major or stochastic) as (
+            ps,
+            ms,
+            vs,
+            ws,
+            gs,
+        ):
             launch(
                 *([tensor.data_ptr() for tensor in tensors] for tensors in (ps, gs, ms, vs, ws)),
                 *([param.numel() for param in params], lr, beta1, beta2, eps, weight_decay),
