@@ -156,3 +156,4 @@ SGD = (
     Peer("torch fused", lambda: partial(torch.optim.SGD, fused=True)),
     Peer("torch default", lambda: torch.optim.SGD),
 )
+MUON = (Peer("torch", lambda: torch.optim.Muon),)

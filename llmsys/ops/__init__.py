@@ -31,6 +31,7 @@ from llmsys.ops.lora_linear import (
     lora_unmerge as lora_unmerge,
 )
 from llmsys.ops.mlp import mlp as mlp
+from llmsys.ops.muon import muon as muon
 from llmsys.ops.reglu import reglu as reglu
 from llmsys.ops.relu2 import relu2 as relu2
 from llmsys.ops.rms_norm import rms_norm as rms_norm
