@@ -20,8 +20,8 @@ def gpt_oss(gate, up, limit, alpha):
 
 @pytest.mark.parametrize(("limit", "alpha"), [(7.0, 1.702), (2.5, 1.0)])
 def test_is_gpt_oss_formula(limit, alpha):
-    """Value and gradient, in float64, on both sides of the limits and at them, where PyTorch's gradient of `clamp` is one
-    thing until 2.13 and another from 2.14 on: ours lets it pass."""
+    """Value and gradient, in float64, on both sides of the limits and at them. There the gradient of PyTorch's clamp is
+    one thing until 2.13 and another from 2.14 on; ours is what it is just below."""
     gate = torch.linspace(-10, 10, 1001, dtype=torch.float64)
     gate, up = (torch.cat([t, gate.new_tensor([limit, -limit])]) for t in (gate, gate.flip(0) * 1.1))
     gate, up = gate.requires_grad_(), up.requires_grad_()
