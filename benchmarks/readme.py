@@ -23,6 +23,7 @@ IMPLEMENTATIONS = {
     "cpu[avx512]": "AVX-512",
     "cpu[avx512_bf16]": "with BF16",
     "triton": "Triton",
+    "triton, interpreted": "Triton, interpreted",
     "cuda": "CUDA",
     "cuda_simt": "CUDA, simulated",
 }
@@ -47,6 +48,8 @@ def _status(records: Path) -> str:
     for content in contents:
         for finding in content["ops"]:
             name = finding["implementation"]
+            if name == "triton" and not content["machine"]["gpus"]:
+                name = "triton, interpreted"
             if name in IMPLEMENTATIONS and finding["right"] is not None:
                 where = _place(content, name)
                 used[where] = f"{where}: {_run(content)}"
@@ -65,7 +68,7 @@ def _place(content: dict[str, Any], implementation: str) -> str:
     machine = content["machine"]
     if implementation in ("triton", "cuda") and machine["gpus"]:
         return machine["gpus"][0]
-    return ("interpreted, " if implementation == "triton" else "") + re.sub(r"\(R\)", "", machine["cpu"])
+    return re.sub(r"\(R\)", "", machine["cpu"])
 
 
 def _run(content: dict[str, Any]) -> str:

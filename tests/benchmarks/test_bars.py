@@ -131,6 +131,7 @@ def test_readme_says_where_each_op_last_ran(tmp_path):
         "last", "2026-03-03", [], [("lion", "triton", None), ("relu2", "cpu[avx2]", True), ("lion", "cpu[avx2]", True)]
     )
     text = readme._status(tmp_path / "benchmarks" / "records")
-    assert "| `silu` | – | WRONG on new CPU | – | – | H9 | – | – |" in text
-    assert "| `lion` `relu2` | – | last CPU | – | – | – | – | – |" in text
-    assert text.endswith("H9: 2026-02-02, torch 2.13, abc; last CPU: 2026-03-03, torch 2.13, abc.\n")
+    assert "| `silu` | – | WRONG on new CPU | – | – | H9 | old CPU | – | – |" in text
+    assert "| `lion` `relu2` | – | last CPU | – | – | – | – | – | – |" in text
+    for place, date in (("H9", "2026-02-02"), ("last CPU", "2026-03-03"), ("old CPU", "2026-01-01")):
+        assert f"{place}: {date}, torch 2.13, abc" in text
