@@ -26,7 +26,7 @@ from llmsys.ops.rms_norm.triton_kernels import (
 # Row lengths that stay in registers: what compiles without a spill for sm_80, sm_90, sm_100 and gfx942.
 FORWARD_REGISTER_DIM = 16384
 BACKWARD_REGISTER_BYTES = 16384  # the backward also holds its parts of dweight and dbias
-# The compiler must not fuse `dy * weight - level`: of a row whose elements are all alike, the gradient is zero.
+# The compiler must not fuse `dy * weight - level`: the gradient of a row of one element is zero.
 ROUNDED_PRODUCTS = {"enable_fp_fusion": False}
 BACKWARD_RELOAD_DIM = tl.constexpr(2048)  # beyond, dy and x no longer fit beside these and are read again, from L1
 
@@ -337,9 +337,7 @@ def launch_backward(
     block_rows, block_dim = tile(dim)
     with device_of(s):
         if backward_loops(dim, s.dtype):
-            backward_looped_kernel[(chunks,)](
-                *tensors, rows, dim, run, *strides, LOOP_BLOCK, num_warps=loop_warps(dim), **ROUNDED_PRODUCTS
-            )
+            backward_looped_kernel[(chunks,)](*tensors, rows, dim, run, *strides, LOOP_BLOCK, num_warps=loop_warps(dim))
         else:
             backward_kernel[(chunks,)](
                 *tensors, rows, dim, run, *strides, block_rows, block_dim,

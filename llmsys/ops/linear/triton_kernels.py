@@ -11,7 +11,7 @@ from llmsys.ops._native import rows_of
 from llmsys.ops._triton import INTERPRETED, contiguous_like, device_of, load, store, to_float32
 from llmsys.ops.linear.native import matrix_of
 
-BLOCK, BLOCK_DEPTH, NUM_WARPS = 64, 32, 4
+BLOCK, BLOCK_DEPTH, GEMM_WARPS, NUM_WARPS = 64, 32, 8, 4
 RUN = tl.constexpr(128)  # products summed one after another before the sum is added to the total: less is rounded away
 GROUP = tl.constexpr(8)  # rows of tiles that run side by side, so that they find each other's tiles of B in the cache
 
@@ -145,8 +145,7 @@ def gemm(
         gemm_kernel[(tiles,)](
             *(a[0], b[0], bias, residual, c, pre, rows, cols, depth, *a[1:], *b[1:], residual_stride),
             *(activation, BLOCK, BLOCK, BLOCK_DEPTH),
-            # Without tensor cores, or loaded element by element, a tile takes more registers.
-            num_warps=2 * NUM_WARPS if c.dtype == torch.float32 or c.shape[-1] % 16 else NUM_WARPS,
+            num_warps=GEMM_WARPS,
         )
 
 
