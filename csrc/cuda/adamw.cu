@@ -40,9 +40,9 @@ __device__ void update(const Batch& batch, const AdamWTensor& tensor, int64_t at
   }
   for (int k = 0; k < kW; ++k) {
     const float g = grads[k] * grad_scale;
-    m.set(k, (batch.from_grad ? g : m[k]) + (g - m[k]) * batch.toward_grad);
-    v.set(k, v[k] * batch.beta2 + g * batch.one_minus_beta2 * g);
-    p.set(k, p[k] * batch.decay - batch.step_size * m[k] / (sqrtf(v[k]) + batch.eps));
+    m.set(k, fmaf(g - m[k], batch.toward_grad, batch.from_grad ? g : m[k]));
+    v.set(k, fmaf(v[k], batch.beta2, g * batch.one_minus_beta2 * g));
+    p.set(k, fmaf(p[k], batch.decay, -(batch.step_size * m[k] / (sqrtf(v[k]) + batch.eps))));
     params.set(k, p[k]);
   }
   store(param, params);

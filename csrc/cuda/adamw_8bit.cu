@@ -144,9 +144,9 @@ __global__ void __launch_bounds__(kThreads) adamw_8bit_kernel(const __grid_const
     const float g = grads[k] * grad_scale;
     m[k] = decode_signed(signed_map, ms.values[k]) * m_scale;
     v[k] = unsigned_map.number(vs.values[k] + 1) * v_scale;
-    m[k] = (batch.from_grad ? g : m[k]) + (g - m[k]) * batch.toward_grad;
-    v[k] = v[k] * batch.beta2 + g * batch.one_minus_beta2 * g;
-    p.set(k, p[k] * batch.decay - batch.step_size * m[k] / (sqrtf(v[k]) + batch.eps));
+    m[k] = fmaf(g - m[k], batch.toward_grad, batch.from_grad ? g : m[k]);
+    v[k] = fmaf(v[k], batch.beta2, g * batch.one_minus_beta2 * g);
+    p.set(k, fmaf(p[k], batch.decay, -(batch.step_size * m[k] / (sqrtf(v[k]) + batch.eps))));
     params.set(k, p[k]);
     if (k < count) {
       const unsigned m_bits = magnitude_bits(m[k]), v_bits = magnitude_bits(v[k]);
