@@ -11,8 +11,9 @@ from llmsys.train.config import TrainConfig
 from llmsys.train.run import new_folder, prepare_data, settle, show_sample
 
 DIFFERENCES = (
-    "llmsys: its rms_norm, add_rms_norm, swiglu, grad_norm, AdamW and tune_allocator(). "
-    "stock: F.rms_norm, F.silu(gate) * up, clip_grad_norm_, AdamW(fused=True). All else is the same."
+    "llmsys: its rms_norm, add_rms_norm, rope_qk, mlp, linear_cross_entropy, grad_norm, AdamW and tune_allocator(). "
+    "stock: F.rms_norm, rotation by chunk and cat, F.silu(gate) * up, F.cross_entropy, clip_grad_norm_, "
+    "AdamW(fused=True). All else is the same."
 )
 
 
