@@ -1,4 +1,5 @@
 // One vector type, as wide as the instruction set this file is compiled for; the only intrinsics of the library.
+// Long because each operation stands here once per instruction set, side by side.
 //
 // Each kernel file is compiled once per instruction set, with LLMSYS_ISA naming the namespace (baseline, avx2, avx512,
 // avx512_bf16). Everything here lives inside that namespace, so that no symbol compiled for a wide machine can stand in

@@ -1,4 +1,4 @@
-"""llmsys.optim.AdamW beside torch.optim.AdamW."""
+"""llmsys.optim.AdamW beside torch.optim.AdamW. Long because every option, state dict and error has its test here."""
 
 import copy
 import pickle
