@@ -13,20 +13,20 @@ from benchmarks.families import FAMILIES, batch, build
 from tests.harness import same_bits
 
 SWAPPED = {  # of two layers
-    "Llama 2": {"rms_norm": 5, "swiglu": 2, "rope": 2},
-    "Llama 3": {"rms_norm": 5, "swiglu": 2, "rope": 2},
-    "Mistral": {"rms_norm": 5, "swiglu": 2, "rope": 2},
-    "Mixtral": {"rms_norm": 5, "swiglu": 2, "rope": 2},
-    "Qwen2": {"rms_norm": 5, "swiglu": 2, "rope": 2},
-    "Qwen3": {"rms_norm": 9, "swiglu": 2, "rope": 2},
-    "Gemma 2": {"rms_norm": 9, "rope": 2},
-    "Gemma 3": {"rms_norm": 13, "rope": 2},
-    "Phi-3": {"rms_norm": 5, "swiglu": 2, "rope": 2},
-    "OLMo 2": {"rms_norm": 9, "swiglu": 2, "rope": 2},
-    "GPT-2": {"layer_norm": 5},
+    "Llama 2": {"rms_norm": 5, "swiglu": 2, "rope": 2, "linear_cross_entropy": 1},
+    "Llama 3": {"rms_norm": 5, "swiglu": 2, "rope": 2, "linear_cross_entropy": 1},
+    "Mistral": {"rms_norm": 5, "swiglu": 2, "rope": 2, "linear_cross_entropy": 1},
+    "Mixtral": {"rms_norm": 5, "swiglu": 2, "rope": 2, "linear_cross_entropy": 1},
+    "Qwen2": {"rms_norm": 5, "swiglu": 2, "rope": 2, "linear_cross_entropy": 1},
+    "Qwen3": {"rms_norm": 9, "swiglu": 2, "rope": 2, "linear_cross_entropy": 1},
+    "Gemma 2": {"rms_norm": 9, "rope": 2, "linear_cross_entropy": 1},
+    "Gemma 3": {"rms_norm": 13, "rope": 2, "linear_cross_entropy": 1},
+    "Phi-3": {"rms_norm": 5, "swiglu": 2, "rope": 2, "linear_cross_entropy": 1},
+    "OLMo 2": {"rms_norm": 9, "swiglu": 2, "rope": 2, "linear_cross_entropy": 1},
+    "GPT-2": {"layer_norm": 5, "linear_cross_entropy": 1},
     "BERT": {"layer_norm": 6},
-    "Cohere": {"layer_norm": 3, "swiglu": 2, "rope": 2},
-    "GLM": {"rms_norm": 5, "swiglu": 2, "rope": 2},
+    "Cohere": {"layer_norm": 3, "swiglu": 2, "rope": 2, "linear_cross_entropy": 1},
+    "GLM": {"rms_norm": 5, "swiglu": 2, "rope": 2, "linear_cross_entropy": 1},
 }
 
 
@@ -121,7 +121,8 @@ def test_a_second_call_starts_anew():
 
 def test_only_and_exclude():
     assert ops(llmsys.accelerate(build("Llama 2"), only=["mlp", "norm"])) == {"rms_norm": 5, "swiglu": 2}
-    assert ops(llmsys.accelerate(build("Llama 2"), exclude=["norm"])) == {"swiglu": 2, "rope": 2}
+    without_norms = llmsys.accelerate(build("Llama 2"), exclude=["norm"])
+    assert ops(without_norms) == {"swiglu": 2, "rope": 2, "linear_cross_entropy": 1}
     assert ops(llmsys.accelerate(build("Llama 2"), only=["model.layers.1*"])) == {"rms_norm": 2, "swiglu": 1, "rope": 1}
     assert ops(llmsys.accelerate(build("Llama 2"), only=["norm"], exclude=["model.norm"])) == {"rms_norm": 4}
 

@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from llmsys.integrations.transformers import classes, mlp, norms, rotary
+from llmsys.integrations.transformers import classes, loss, mlp, norms, rotary
 from llmsys.integrations.transformers.classes import Swap
 from llmsys.integrations.transformers.report import Line, Report
 
@@ -21,6 +21,7 @@ KINDS: dict[str, Callable[[nn.Module, nn.Module], Swap | str | None]] = {
     "norm": norms.propose,
     "mlp": mlp.propose,
     "rotary": rotary.propose,
+    "loss": loss.propose,
 }
 
 

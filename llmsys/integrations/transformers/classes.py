@@ -38,8 +38,11 @@ class Swap:
     mixin: type[Swapped]
     attributes: dict[str, Any] = field(default_factory=dict)
     covers: tuple = ()  # submodules that `op` does the work of
+    partners: tuple[tuple[nn.Module, Swap], ...] = ()  # other modules that change with this one
 
     def make(self, module: nn.Module) -> None:
+        for partner, swap in self.partners:
+            swap.make(partner)
         made_of: tuple[Any, ...] = (type(module), self.mixin, tuple(sorted(self.attributes.items())))
         module.__class__ = _subclass(*made_of)
 
