@@ -18,6 +18,7 @@ class Bar:
     percent      share of the ceiling, at least the target
     times        how many times longer `than` takes, at least the target; `than` is a peer, or another implementation
     extra_us     microseconds more than `than` takes, at most the target
+    memory       peak memory as a share of `than`'s, at most the target
     """
 
     op: str
@@ -38,6 +39,7 @@ class Bar:
             "percent": "% of copy bandwidth",
             "times": f"× as fast as {self.than}",
             "extra_us": f"µs more than {self.than}",
+            "memory": f"of the peak memory of {self.than}",
         }[self.measure]
 
     @property
@@ -77,6 +79,11 @@ def judge(bar: Bar, rows: Sequence[Row]) -> Verdict:
         return Verdict(bar, None, "; ".join(reasons) or bar.needs and f"needs {bar.needs}" or "not measured")
     if bar.measure == "percent":
         return Verdict(bar, row.ceiling_percent)
+    if bar.measure == "memory":
+        peer_bytes = row.peers_peak_bytes.get(bar.than)
+        if row.peak_bytes is None or peer_bytes is None:
+            return Verdict(bar, None, "no memory was measured")
+        return Verdict(bar, row.peak_bytes / peer_bytes)
     other_s = timed[bar.than].median_s if bar.than in timed else row.peers.get(bar.than)
     if other_s is None:
         return Verdict(bar, None, f"{bar.than}: {row.peers_why_not.get(bar.than, 'not on this machine')}")

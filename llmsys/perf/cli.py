@@ -15,11 +15,12 @@ from llmsys.perf import ceilings, report
 
 DTYPES = ("float32", "bfloat16", "float16")
 
-SUITES = ("ops",)
+SUITES = ("ops", "train")
+Measured = tuple[list[report.Row], list[Any], dict[str, Any]]  # rows, bars, what else the record holds
 
 
 def bench(
-    suite: Annotated[str, typer.Argument(help="What to measure: ops.")],
+    suite: Annotated[str, typer.Argument(help="What to measure: ops, or train, a whole step.")],
     op: Annotated[list[str] | None, typer.Option(help="An op to measure, repeatable. Default: all.")] = None,
     bars: Annotated[
         bool, typer.Option("--bars", help="Measure what the bars need; print each with its figure.")
@@ -39,21 +40,18 @@ def bench(
         raise ValueError(f"llmsys.perf.bench: suite {suite!r}, expected one of {', '.join(SUITES)}")
     if dtype not in (None, *DTYPES):
         raise ValueError(f"llmsys.perf.bench: --dtype {dtype}, expected one of {', '.join(DTYPES)}")
-    checkout = Checkout()
-    names, shapes = op or checkout.ops(), [_shape(text) for text in shape or []]
-    for name in names:
-        if name not in checkout.ops():
-            raise ValueError(f"llmsys.perf.bench: --op {name}, expected one of {', '.join(checkout.ops())}")
+    checkout, console = Checkout(), Console(width=None if sys.stdout.isatty() else 160)
     environment = report.environment(report.command_line())
-    console = Console(width=None if sys.stdout.isatty() else 160)
     if report.busy(environment):
         console.print(f"[yellow]This machine is busy (load {environment['load']}): times are noise.[/yellow]")
-    rows: list[report.Row] = []
-    for name in names:
-        console.print(f"[dim]{name} …[/dim]", highlight=False)
-        rows += checkout.run(name, bars, shapes, dtype, device, budget)
-    console.print(report.rows_table(rows))
-    promised = [bar for name in names for bar in checkout.bench(name).bars] if bars else []
+    if suite == "train":
+        if op or shape or device != "cpu":
+            raise ValueError("llmsys.perf.bench: train with --op, --shape or --device, expected --dtype at most")
+        rows, promised, more = checkout.train(dtype, console)
+    else:
+        rows, promised, more = checkout.time_ops(
+            op, bars, [_shape(text) for text in shape or []], dtype, device, budget, console
+        )
     verdicts = [checkout.bars.judge(bar, rows) for bar in promised]
     if verdicts:
         console.print(checkout.bars.table(verdicts))
@@ -65,9 +63,10 @@ def bench(
     content = report.record(
         environment,
         rows,
-        suite="bars" if bars else suite,
+        suite="bars" if bars and suite == "ops" else suite,
         bandwidth_bytes_per_s={"read": measured.read, "write": measured.write, "copy": measured.copy, **measured.ways},
         bars=[checkout.bars.as_record(verdict) for verdict in verdicts],
+        **more,
     )
     for path in [*([json] if json else []), *([report.record_path(content)] if record else [])]:
         report.write_record(path, content)
@@ -96,22 +95,45 @@ class Checkout:
     def bench(self, name: str) -> Any:
         return import_module(f"benchmarks.ops.bench_{name}").BENCH
 
-    def run(
+    def time_ops(
         self,
-        name: str,
+        names: Sequence[str] | None,
         bars: bool,
         shapes: Sequence[tuple[int, ...]],
         dtype: str | None,
         device: str,
         budget_s: float,
-    ) -> list[report.Row]:
-        bench = self.bench(name)
-        plan = [*([] if bars else bench.plan), *(bar.case for bar in bench.bars)]
-        if shapes:
-            plan = [replace(case, shape=shape) for shape in shapes for case in plan]
-        if dtype:
-            plan = [replace(case, dtype=dtype) for case in plan]
-        return bench.run(list(dict.fromkeys(plan)), device=device, budget_s=budget_s)
+        console: Console,
+    ) -> Measured:
+        """The ops named, by default all: their own plans, or with `bars` the cases that the bars need."""
+        for name in names or ():
+            if name not in self.ops():
+                raise ValueError(f"llmsys.perf.bench: --op {name}, expected one of {', '.join(self.ops())}")
+        rows: list[report.Row] = []
+        promised: list[Any] = []
+        for name in names or self.ops():
+            console.print(f"[dim]{name} …[/dim]", highlight=False)
+            bench = self.bench(name)
+            plan = [*([] if bars else bench.plan), *(bar.case for bar in bench.bars)]
+            if shapes:
+                plan = [replace(case, shape=shape) for shape in shapes for case in plan]
+            if dtype:
+                plan = [replace(case, dtype=dtype) for case in plan]
+            rows += bench.run(list(dict.fromkeys(plan)), device=device, budget_s=budget_s)
+            promised += bench.bars if bars else []
+        console.print(report.rows_table(rows))
+        return rows, promised, {}
+
+    def train(self, dtype: str | None, console: Console) -> Measured:
+        """A whole step in each dtype, or in one."""
+        whole_step = import_module("benchmarks.train.whole_step")
+        cases = [case for case in whole_step.CASES if dtype in (None, case.dtype)]
+        if not cases:
+            raise ValueError(f"llmsys.perf.bench: train with --dtype {dtype}, expected bfloat16 or float32")
+        results = whole_step.run(cases)
+        console.print(whole_step.table(results), whole_step.where_table(results))
+        promised = [bar for bar in whole_step.BARS if bar.case in cases]
+        return [row for result in results for row in result.rows], promised, whole_step.as_record(results)
 
 
 def _shape(text: str) -> tuple[int, ...]:

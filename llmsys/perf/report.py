@@ -50,6 +50,8 @@ class Row:
     copy_bytes_per_s: float | None = None  # median of a plain copy in the same rounds
     peers: dict[str, float | None] = field(default_factory=dict)
     peers_why_not: dict[str, str] = field(default_factory=dict)
+    peak_bytes: int | None = None  # the most memory held, weights included, where each contender has its own process
+    peers_peak_bytes: dict[str, int] = field(default_factory=dict)
     correct: bool | None = None
     why_not: str | None = None
 

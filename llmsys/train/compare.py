@@ -6,13 +6,8 @@ stock run with other roundings: how far it drifts from the stock run in its few 
 two runs apart.
 """
 
-import multiprocessing
 import statistics
-import sys
-import traceback
-from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
@@ -21,6 +16,7 @@ from rich.progress import Progress
 
 from llmsys.train.config import TrainConfig
 from llmsys.train.trainer import Record
+from llmsys.train.worker import Commands, Worker
 
 ENGINES = ("llmsys", "stock")
 ROUNDS = 12
@@ -90,8 +86,8 @@ def compare(
 
     Errors     RuntimeError with a worker's traceback, or its exit code if it died
     """
-    workers = {engine: Worker(engine, config, tokens, dtype) for engine in ENGINES}
-    control = Worker("control", config, tokens, dtype)
+    workers = {engine: Worker(engine, engine_commands, engine, config, tokens, dtype) for engine in ENGINES}
+    control = Worker("control", engine_commands, "control", config, tokens, dtype)
     records: dict[str, list[Record]] = {engine: [] for engine in ENGINES}
     try:
         with Progress(*Progress.get_default_columns(), console=console) as progress:
@@ -125,40 +121,8 @@ def turns(steps: int) -> list[int]:
     return [stop - start for start, stop in zip(bounds, bounds[1:], strict=False) if stop > start]
 
 
-class Worker:
-    """A process that trains when asked: `ask("steps", n)`, `ask("validate")`, `ask("memory")`, `ask("save", path)`."""
-
-    def __init__(self, engine: str, config: TrainConfig, tokens: Path, dtype: torch.dtype):
-        context = multiprocessing.get_context("spawn")
-        self.engine = engine
-        self.pipe, other = context.Pipe()
-        arguments = (other, engine, config, tokens, dtype, torch.get_num_threads())
-        self.process = context.Process(target=_serve, args=arguments, daemon=True)
-        self.process.start()
-        other.close()
-
-    def ask(self, *request: object):
-        """The answer to `request`, waited for."""
-        try:
-            self.pipe.send(request)
-            kind, answer = self.pipe.recv()
-        except (EOFError, ConnectionError) as error:
-            self.process.join()
-            raise RuntimeError(
-                f"llmsys.train.compare: the {self.engine} process ended with exit code {self.process.exitcode}, "
-                "expected an answer; -9 is most often the system out of memory"
-            ) from error
-        if kind == "error":
-            raise RuntimeError(f"llmsys.train.compare: the {self.engine} process failed:\n{answer}")
-        return answer
-
-    def close(self) -> None:
-        self.pipe.close()
-        self.process.terminate()
-        self.process.join()
-
-
-def _serve(pipe: Connection, name: str, config: TrainConfig, tokens: Path, dtype: torch.dtype, threads: int) -> None:
+def engine_commands(name: str, config: TrainConfig, tokens: Path, dtype: torch.dtype) -> Commands:
+    """What a worker that trains with this engine answers to."""
     from llmsys.data import TokenFile
     from llmsys.memory import tune_allocator
     from llmsys.models.weights import save_weights
@@ -167,27 +131,15 @@ def _serve(pipe: Connection, name: str, config: TrainConfig, tokens: Path, dtype
     from llmsys.train.stock import control, stock
     from llmsys.train.trainer import Trainer, fused
 
-    torch.set_num_threads(threads)
     if name == "llmsys":
         tune_allocator()
     token_file = TokenFile(tokens)
     memory = PeakMemory(config.device)
-    try:
-        engine = {"llmsys": fused, "stock": stock, "control": control}[name](config, dtype)
-        trainer = Trainer(
-            config, engine, batches(config, token_file, "train"), batches(config, token_file, "validation")
-        )
-        commands: dict[str, Callable[..., object]] = {
-            "steps": lambda count: [trainer.step() for _ in range(count)],
-            "validate": trainer.validate,
-            "memory": memory.extra_bytes,
-            "save": lambda path: save_weights(engine.model, path),
-        }
-        while True:
-            command, *arguments = pipe.recv()
-            pipe.send(("answer", commands[command](*arguments)))
-    except (EOFError, KeyboardInterrupt):
-        return
-    except BaseException:
-        pipe.send(("error", traceback.format_exc()))
-        sys.exit(1)
+    engine = {"llmsys": fused, "stock": stock, "control": control}[name](config, dtype)
+    trainer = Trainer(config, engine, batches(config, token_file, "train"), batches(config, token_file, "validation"))
+    return {
+        "steps": lambda count: [trainer.step() for _ in range(count)],
+        "validate": trainer.validate,
+        "memory": memory.extra_bytes,
+        "save": lambda path: save_weights(engine.model, path),
+    }
