@@ -7,7 +7,7 @@ are integers, may be one off: where rounding breaks a tie; the op's own test sho
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -21,6 +21,8 @@ Layout = Callable[[torch.Tensor], torch.Tensor]
 # What an implementation has, what the reference has in the same dtype, the truth.
 Triple = tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]
 TRIED, SAMPLES, DRAWS = 512, 256, 32  # elements on which an implementation is tried, on which the reference is; draws
+PLENTY = 1 << 16  # elements of a result that need no second draw
+BLOCK = 1 << 18  # elements judged at a time
 
 
 @dataclass(frozen=True)
@@ -41,10 +43,45 @@ class Verdict:
         return f"{self.result}: error {self.error:.3g}, allowed {self.allowed:.3g}{where}"
 
 
-def verify(
+@dataclass(frozen=True)
+class Draw:
+    """Forward arguments, and what the reference makes of them: by the name of each result and gradient."""
+
+    seed: int
+    args: tuple
+    tried: bool  # whether an implementation is to be run on these arguments
+    same: dict[str, torch.Tensor]  # in their dtype
+    truth: dict[str, torch.Tensor]  # in float64
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """What any implementation of `op` is held against in one case."""
+
+    op: Op
+    dtype: torch.dtype
+    layout: Layout
+    only: int | None
+    draws: list[Draw]
+
+    def verdicts(self, implementation: str) -> list[Verdict]:
+        """One for every result and gradient of `implementation`, which is called by name."""
+        found = [
+            dict(run(self.op, implementation, draw.args, draw.seed, self.dtype, self.layout, self.only))
+            if draw.tried
+            else {}
+            for draw in self.draws
+        ]
+        pairs = list(zip(found, self.draws, strict=True))
+        return [
+            judge(name, [(ours.get(name), draw.same[name], draw.truth[name]) for ours, draw in pairs])
+            for name in self.draws[0].truth
+        ]
+
+
+def yardstick(
     op: Op,
     cases: ModuleType,
-    implementation: str,
     shape: tuple[int, ...],
     dtype: torch.dtype,
     *,
@@ -52,29 +89,34 @@ def verify(
     layout: Layout = lambda tensor: tensor,
     only: int | None = None,
     **variant: Any,
-) -> list[Verdict]:
-    """Verdicts on every result and gradient of `implementation`, which is called by name.
+) -> Yardstick:
+    """The reference run on inputs of `shape`.
 
     `layout` turns each input and gradient into one with the same values and other strides; `only` lets the gradient
     arrive at that one of the op's results alone. A small shape is drawn several times, and the reference further on its
     own until it has erred on SAMPLES elements of each result, so that those on which it happens to be exact do not set
     the rule.
     """
-    worst: dict[str, list[Triple]] = {}
+    draws: list[Draw] = []
     elements = sum(shape) if isinstance(op, ListOp) else torch.Size(shape).numel()
+    plain: Layout = lambda tensor: layout(tensor).contiguous()  # noqa: E731
     for seed in range(DRAWS):
         args = _each(layout, cases.inputs(shape, dtype, device, seed, **variant))
-        plain: Layout = lambda tensor: layout(tensor).contiguous()  # noqa: E731
-        truth = dict(run(op, "reference", _wide(args), seed, dtype, plain, only))
         same = dict(run(op, "reference", args, seed, dtype, plain, only))
-        ours = {}
-        if (seed + 1) * elements <= TRIED or seed == 0:
-            ours = dict(run(op, implementation, args, seed, dtype, layout, only))
-        for name, true in truth.items():
-            worst.setdefault(name, []).append((ours.get(name), same[name], true))
-        if not ours and min(true.numel() for true in truth.values()) * seed >= SAMPLES:
+        truth = dict(run(op, "reference", _wide(args), seed, dtype, plain, only))
+        tried = seed == 0 or (seed + 1) * elements <= TRIED
+        draws.append(Draw(seed, args, tried, same, truth))
+        smallest = min(true.numel() for true in truth.values())
+        if smallest >= PLENTY or (not tried and smallest * seed >= SAMPLES):
             break
-    return [judge(name, triples) for name, triples in worst.items()]
+    return Yardstick(op, dtype, layout, only, draws)
+
+
+def verify(
+    op: Op, cases: ModuleType, implementation: str, shape: tuple[int, ...], dtype: torch.dtype, **options: Any
+) -> list[Verdict]:
+    """Verdicts on `implementation` in the case that `yardstick` makes of the rest."""
+    return yardstick(op, cases, shape, dtype, **options).verdicts(implementation)
 
 
 def run(
@@ -150,23 +192,36 @@ def judge(name: str, triples: list[Triple]) -> Verdict:
     """The rule: how far the first tensors of `triples` are from the last, and the second. Where there is no first one,
     the reference shows how it errs.
     """
-    ours, same, true = (_flat(column) for column in zip(*[t for t in triples if t[0] is not None], strict=True))
     dtype = triples[0][1].dtype
+    errors, references, special = [0.0], [0.0], True
+    for ours, same, true in (block for triple in triples for block in _blocks(triple)):
+        finite = true.isfinite() & same.isfinite()
+        references.append(_largest((same - true).abs()[finite]))
+        if ours is None:
+            continue
+        error = (ours - true).abs()
+        if dtype.is_floating_point:
+            special = special and bool(((ours.isnan() == same.isnan()) & (ours.isinf() == same.isinf())).all())
+            info = torch.finfo(dtype)
+            error -= info.eps / 2 * true.abs() + info.smallest_normal * info.eps
+        errors.append(_largest(error[finite]))
+    largest = torch.tensor(errors, dtype=torch.float64).max().item()  # NaN if one is
     if not dtype.is_floating_point:
-        return Verdict(name, (ours - true).abs().max().item() if len(true) else 0.0, 1.0, True)
-    special = bool((ours.isnan() == same.isnan()).all() and (ours.isinf() == same.isinf()).all())
-    _, all_same, all_true = zip(*triples, strict=True)
-    reference = (_flat(all_same) - _flat(all_true)).abs()
-    reference = reference[reference.isfinite()]
-    finite = true.isfinite() & same.isfinite()
-    if not finite.any():
-        return Verdict(name, 0.0, 0.0, special)
-    ours, true = ours[finite], true[finite]
-    rounding = torch.finfo(dtype).eps / 2 * true.abs() + torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
-    factor = 3 if name.startswith("d") else 2
-    error = ((ours - true).abs() - rounding).clamp(min=0).max().item()
-    return Verdict(name, error, factor * reference.max().item(), special)
+        return Verdict(name, largest, 1.0, True)
+    return Verdict(name, largest, (3 if name.startswith("d") else 2) * max(references), special)
 
 
-def _flat(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
-    return torch.cat([tensor.double().flatten().cpu() for tensor in tensors])
+def _blocks(triple: Triple) -> Iterator[Triple]:
+    """The tensors flat and in float64, a cacheful at a time."""
+    ours, same, true = (None if tensor is None else tensor.flatten() for tensor in triple)
+    assert same is not None and true is not None
+    for start in range(0, len(same), BLOCK):
+        yield None if ours is None else _block(ours, start), _block(same, start), _block(true, start)
+
+
+def _block(flat: torch.Tensor, start: int) -> torch.Tensor:
+    return flat[start : start + BLOCK].cpu().double()
+
+
+def _largest(values: torch.Tensor) -> float:
+    return values.max().item() if values.numel() else 0.0
