@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers.activations import ACT2FN
 
 import llmsys
 from llmsys.integrations.transformers import norms
@@ -94,8 +95,63 @@ def test_lookalikes_of_a_norm(make):
     assert type(module) is make
 
 
+@pytest.mark.parametrize(
+    "activation, op",
+    [
+        (nn.SiLU(), "swiglu"),
+        (nn.GELU(), "geglu"),
+        (nn.GELU("tanh"), "geglu, tanh"),
+        (nn.ReLU(), "reglu"),
+        (ACT2FN["gelu_new"], "geglu, tanh"),
+        (ACT2FN["gelu_fast"], "geglu, tanh"),
+    ],
+)
+def test_gated_units(activation, op):
+    module, x = Gated(), torch.randn(5, 8)
+    module.activation = activation
+    expected = module(x)
+    assert one(module) == op
+    torch.testing.assert_close(module(x), expected)
+
+
+class Plain(nn.Module):
+    """Without a gate."""
+
+    def __init__(self, activation):
+        super().__init__()
+        self.up, self.down, self.activation, self.dropout = nn.Linear(8, 12), nn.Linear(12, 8), activation, nn.Dropout()
+
+    def forward(self, x):
+        return self.dropout(self.down(self.activation(self.up(x))))
+
+
+@pytest.mark.parametrize(
+    "activation, op",
+    [
+        (nn.SiLU(), "silu"),
+        (nn.GELU(), "gelu"),
+        (ACT2FN["gelu_new"], "gelu, tanh"),
+        (ACT2FN["gelu_pytorch_tanh"], "gelu, tanh"),
+        (ACT2FN["relu2"], "relu2"),
+    ],
+)
+def test_activations_that_stand_alone(activation, op):
+    module, x = Plain(activation).eval(), torch.randn(5, 8)
+    expected = module(x)
+    assert one(module) == op
+    torch.testing.assert_close(module(x), expected)
+
+
+@pytest.mark.parametrize("activation", [nn.Mish(), ACT2FN["quick_gelu"], nn.SiLU(inplace=True), nn.ReLU(), nn.Tanh()])
+def test_lookalikes_of_an_activation(activation):
+    report = llmsys.accelerate(nn.Sequential(activation, nn.Dropout(), nn.Identity(), nn.Flatten()))
+    assert not report.swapped and not report.left
+
+
 def test_lookalikes_of_an_mlp():
-    assert "its forward is no swiglu" in one(Gated(limit=7.0))
+    report = llmsys.accelerate(Gated(limit=7.0))
+    assert "its forward is no swiglu" in report.left[0].what
+    assert [line.what for line in report.swapped] == ["silu"]  # its activation is one all the same
     swapped_gate = Gated()
     swapped_gate.activation = nn.Mish()
     assert "its forward is no swiglu" in one(swapped_gate)

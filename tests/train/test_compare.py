@@ -8,10 +8,11 @@ from rich.console import Console
 
 from llmsys.models import Llama, load_weights
 from llmsys.nn import RMSNorm
-from llmsys.train.compare import ROUNDS, Worker, agreement, compare, turns
+from llmsys.train.compare import ROUNDS, agreement, compare, engine_commands, turns
 from llmsys.train.comparison import plot_comparison, print_comparison
 from llmsys.train.stock import control, stock
 from llmsys.train.trainer import fused
+from llmsys.train.worker import Worker
 
 from .conftest import TINY
 
@@ -82,7 +83,7 @@ def test_both_engines_learn_the_same(tokens, tmp_path):
 
 
 def test_a_worker_that_fails_or_is_gone_says_so(tokens):
-    worker = Worker("stock", TINY, tokens.path, torch.float32)
+    worker = Worker("stock", engine_commands, "stock", TINY, tokens.path, torch.float32)
     try:
         with pytest.raises(RuntimeError, match=r"the stock process failed:\n(?s:.*)No such file"):
             worker.ask("save", "/no/such/folder/file")

@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from llmsys.integrations.transformers import classes, loss, mlp, norms, rotary
+from llmsys.integrations.transformers import activations, classes, loss, mlp, norms, rotary
 from llmsys.integrations.transformers.classes import Swap
 from llmsys.integrations.transformers.report import Line, Report
 
@@ -20,16 +20,17 @@ __all__ = ["KINDS", "Report", "accelerate", "restore"]
 KINDS: dict[str, Callable[[nn.Module, nn.Module], Swap | str | None]] = {
     "norm": norms.propose,
     "mlp": mlp.propose,
+    "activation": activations.propose,
     "rotary": rotary.propose,
     "loss": loss.propose,
 }
 
 
 def accelerate(model: nn.Module, *, only: Sequence[str] | None = None, exclude: Sequence[str] = ()) -> Report:
-    """Let the norms, MLPs, rotary embeddings and the loss of this `model` run on these kernels, in place.
+    """Let norms, MLPs, activations, rotary embeddings and the loss of this `model` run on these kernels, in place.
 
-    `only` and `exclude` name kinds (`"norm"`, `"mlp"`, `"rotary"`) or modules, by pattern: `"model.layers.0.*"`. A
-    second call starts anew, so that the model is what the last call says.
+    `only` and `exclude` name kinds (`"norm"`, `"mlp"`, `"activation"`, `"rotary"`, `"loss"`) or modules, by pattern:
+    `"model.layers.0.*"`. A second call starts anew, so that the model is what the last call says.
 
     What changes is which code runs, and nothing that is stored: parameters, `state_dict`, hooks, tied weights and the
     names of classes stay. A module is swapped only if its own code, run on small random numbers on its device, computes

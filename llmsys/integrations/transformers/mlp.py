@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from llmsys.integrations.transformers import probe
+from llmsys.integrations.transformers import activations, probe
 from llmsys.integrations.transformers.classes import Swap, Swapped
+from llmsys.ops.geglu import geglu
+from llmsys.ops.reglu import reglu
 from llmsys.ops.swiglu import swiglu
 
 # The op that is activation(gate) · up, by the activation.
-GATED: dict[str, tuple[Callable, Callable]] = {"swiglu": (F.silu, swiglu)}
+GATED: dict[str, tuple[Callable, Callable]] = {
+    "swiglu": (F.silu, swiglu),
+    "geglu": (F.gelu, geglu),
+    "geglu, tanh": (partial(F.gelu, approximate="tanh"), partial(geglu, approximate="tanh")),
+    "reglu": (F.relu, reglu),
+}
+_NAMES = " or ".join(dict.fromkeys(name.split(",")[0] for name in GATED))
 
 
 def gated(op: str, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
@@ -86,7 +95,7 @@ def propose(module: nn.Module, model: nn.Module) -> Swap | str | None:
     if any(child._modules or child._parameters for child in others.values()):
         return None
     if any(isinstance(child, nn.Dropout) for child in others.values()):
-        return "there is no op yet for a layer without a gate" if len(linear) == 2 else "it has dropout inside"
+        return None if len(linear) == 2 else "it has dropout inside"
     weight = next(module.parameters(), torch.empty(0))
     roles = [("gate_name", "up_name", "down_name"), ("gate_up_name", "down_name")][3 - len(linear)]
     mixin = {3: GatedMLP, 2: JoinedGatedMLP}[len(linear)]
@@ -95,7 +104,9 @@ def propose(module: nn.Module, model: nn.Module) -> Swap | str | None:
         if all(_computes(module, others, op, names, dtype) for dtype in dtypes):
             covers = tuple(_activations(module, others))
             return Swap(op, mixin, {"op": op, **dict(zip(roles, names, strict=True))}, covers)
-    return f"its forward is no {' or '.join(GATED)} between linear layers"
+    if len(linear) == 2 and any(activations.propose(child, model) for child in others.values()):
+        return None  # a layer without a gate, whose activation is a module of its own
+    return f"its forward is no {_NAMES} between linear layers"
 
 
 def _propose_experts(module: nn.Module) -> Swap | str:
@@ -113,7 +124,7 @@ def _propose_experts(module: nn.Module) -> Swap | str:
     for op in GATED:
         if all(_agrees(probe.outcome(apply_gate, torch.cat((g, up), -1)), op, g, up) for g in (gate, 10 * gate)):
             return Swap(op, Experts, {"op": op}, tuple(children.values()))
-    return f"its gate is no {' or '.join(GATED)}"
+    return f"its gate is no {_NAMES}"
 
 
 def _computes(module: nn.Module, others: dict, op: str, names: tuple[str, ...], dtype: torch.dtype) -> bool:
