@@ -18,6 +18,7 @@ from benchmarks.gate import tensors
 from benchmarks.peers import Peer, torch_peers
 from llmsys.ops._cases import random
 from llmsys.ops._verify import judge
+from llmsys.ops.linear_cross_entropy import cases
 
 NAME, GEMMS = "linear_cross_entropy", "its GEMMs"
 SMALL, LARGE = (1024, 768, 32000), (2048, 2048, 32000)
@@ -89,10 +90,10 @@ def gemms(trains: bool, x: Tensor, weight: Tensor) -> Callable[[int], object]:
 
 def contest(case: Case, device: str) -> Contest:
     """On one set of buffers: the weight alone is larger than most caches."""
-    (rows, width, classes), trains = case.shape, case.direction == TRAINS
+    (_, width, classes), trains = case.shape, case.direction == TRAINS
     args = leaves(inputs(case.shape, getattr(torch, case.dtype), device), trains)
-    moved = sum(tensor.nbytes for tensor in args) * (2 if trains else 1)
-    entered = Contest(NAME, case, bytes=moved, flops=(6 if trains else 2) * rows * width * classes, sets=[args])
+    moved, flops = cases.traffic(case.direction, *args), cases.flops(case.direction, *args)
+    entered = Contest(NAME, case, bytes=moved, flops=flops, sets=[args])
     timed = lambda function: partial(lambda function, index: outcome(function, trains, args), function)  # noqa: E731
     entered.enter("chunked", timed(llmsys.linear_cross_entropy), fault_of(width, classes, case.dtype, device))
     torch.compiler.reset()

@@ -20,7 +20,8 @@ class Impl:
     `forward` and `backward` are pure functions of tensors with the op's schema as signature. Both take `out=`, which
     their caller has checked: the large results are then written there. `infer`, where there is one, is `forward`
     without what only a backward needs. `why_slower(*args)`, where there is one, is None or one short reason to leave
-    the call to an implementation further down the list; one that is forced runs all the same.
+    the call to an implementation further down the list; one that is forced runs all the same. `backward_once`, where
+    there is one, is `backward` for when nobody reads what was saved after it: it may write over what `forward` made.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Impl:
     devices: tuple[str, ...] | None = None
     infer: Callable | None = None
     why_slower: Callable[..., str | None] | None = None
+    backward_once: Callable | None = None
 
     def reason(self, device: str, args: tuple) -> str | None:
         """Why this cannot run on `args`, which are on `device`; None when it can."""

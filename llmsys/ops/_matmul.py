@@ -64,14 +64,17 @@ def implementation(kernels: Kernels) -> Matmul:
 
 
 def torch_matmul(a: Tensor, b: Tensor, out: Tensor | None = None, *, add: bool = False, scale: float = 1.0) -> Tensor:
-    """PyTorch's GEMM. A float32 `out` of 16-bit matrices is written in blocks of rows."""
+    """PyTorch's GEMM. A float32 `out` of 16-bit matrices is written in blocks of rows, on the CPU from matrices made
+    wide, for which alone it has a product there."""
     if out is None or (out.dtype is a.dtype and not add):
         return _scaled(torch.mm(a, b, out=out), scale)
     if out.dtype is a.dtype:
         return torch.addmm(out, a, b, alpha=scale, out=out)  # not addmm_, which torch's counter of flops passes over
+    b = b.to(out.dtype) if b.is_cpu else b
     for start in range(0, len(out), BLOCK):
         rows = slice(start, start + BLOCK)
-        product = _scaled(torch.mm(a[rows], b, out_dtype=out.dtype), scale)
+        product = torch.mm(a[rows].to(b.dtype), b) if b.is_cpu else torch.mm(a[rows], b, out_dtype=out.dtype)
+        product = _scaled(product, scale)
         out[rows] = out[rows] + product if add else product
     return out
 
@@ -80,12 +83,13 @@ def _scaled(product: Tensor, scale: float) -> Tensor:
     return product if scale == 1 else product.mul_(scale)
 
 
-_cpu = implementation(_native.CPU)
+def by_rule(kernels: Kernels) -> Matmul:
+    """llmsys's GEMM on `kernels` unless `why_slower`; always where `out` is wider than the matrices, which PyTorch
+    would have to widen first."""
+    own = implementation(kernels)
 
+    def matmul(a: Tensor, b: Tensor, out: Tensor | None = None, *, add: bool = False, scale: float = 1.0) -> Tensor:
+        wide = out is not None and out.dtype is not a.dtype
+        return (own if wide or why_slower(a) is None else torch_matmul)(a, b, out, add=add, scale=scale)
 
-def matmul(a: Tensor, b: Tensor, out: Tensor | None = None, *, add: bool = False, scale: float = 1.0) -> Tensor:
-    """By the rule: llmsys's GEMM on the CPU unless `why_slower`; always where `out` is wider than the matrices, for
-    which PyTorch has nothing on the CPU."""
-    wide = out is not None and out.dtype is not a.dtype
-    own = a.is_cpu and a.dtype in DTYPES and (wide or why_slower(a) is None)
-    return (_cpu if own else torch_matmul)(a, b, out, add=add, scale=scale)
+    return matmul

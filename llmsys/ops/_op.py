@@ -34,6 +34,7 @@ _from_environment = env.forced_implementations()
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 _is_compiling, _is_recording = torch.compiler.is_compiling, torch.is_grad_enabled
 _in_functorch = torch._C._are_functorch_transforms_active  # as torch.autograd.Function.apply asks it
+_keeps_graph = torch._C._autograd._get_current_graph_task_keep_graph  # retain_graph=True of the backward under way
 _EXPLAIN = env.explain_choices()
 
 
@@ -288,7 +289,10 @@ class _Function(torch.autograd.Function):
         op = ctx.op
         # create_graph=True: only the reference's formula can itself be differentiated.
         implementation = op.implementations["reference"] if torch.is_grad_enabled() else ctx.implementation
-        return None, None, *op._backward(ctx, grads, implementation.backward, ctx.needs_input_grad[2:])
+        run = implementation.backward
+        if implementation.backward_once is not None and not _keeps_graph():
+            run = implementation.backward_once
+        return None, None, *op._backward(ctx, grads, run, ctx.needs_input_grad[2:])
 
 
 def _picker(indices: list[int]) -> Callable[[tuple], tuple]:

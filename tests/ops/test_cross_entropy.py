@@ -126,6 +126,18 @@ def test_target_out_of_range_is_nan(runner):
     assert dlogits.isnan().all(1).tolist() == [False, True, True, True] and dlogits[0].isfinite().all()
 
 
+def test_second_derivative_of_an_ignored_row():
+    """Is 0, and the others' what it is without that row."""
+    logits = torch.randn(3, 5, dtype=torch.float64)
+    seconds = []
+    for rows, target in ((slice(0, 3), [0, 4, -100]), (slice(0, 2), [0, 4])):
+        leaf = logits[rows].clone().requires_grad_()
+        (first,) = torch.autograd.grad(cross_entropy(leaf, torch.tensor(target)), leaf, create_graph=True)
+        seconds += torch.autograd.grad(first.square().sum(), leaf)
+    assert seconds[0][2].eq(0).all()
+    torch.testing.assert_close(seconds[0][:2], seconds[1])
+
+
 # ---- the gradient over the logits, in the forward ----
 
 

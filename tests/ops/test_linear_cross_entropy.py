@@ -1,3 +1,5 @@
+"""One op with many options, its memory and the engine beneath it, hence the length: all parts share their inputs."""
+
 import inspect
 
 import pytest
@@ -7,10 +9,11 @@ import torch.nn.functional as F
 import llmsys
 from llmsys import linear_cross_entropy
 from llmsys.ops._cases import random
+from llmsys.ops._matmul import torch_matmul
 from llmsys.ops._verify import judge
 from llmsys.ops.cross_entropy.cases import classes_of
-from llmsys.ops.linear_cross_entropy import engine
-from tests.harness import DTYPES, same_bits
+from llmsys.ops.linear_cross_entropy import OP, cases, chunked, engine
+from tests.harness import DTYPES, checks, same_bits
 
 SURFACE = {
     "linear_cross_entropy": "(input, linear_weight, target, linear_bias=None, *, weight=None, reduction='mean', "
@@ -18,6 +21,11 @@ SURFACE = {
     "lora_b=None, lora_scale=1.0)"
 }
 NAMES = ("input", "linear_weight", "linear_bias", "lora_a", "lora_b")
+
+
+@pytest.mark.parametrize("check", checks(OP, cases), ids=str)
+def test_op(check):
+    check()
 
 
 def tensors_of(dtype, rows=90, dim=24, classes=700, rank=4, seed=0):
@@ -173,10 +181,11 @@ LOGITS, DINPUT, DWEIGHT = ((90, 24), (24, 700)), ((90, 700), (700, 24)), ((700, 
 
 def products(monkeypatch, call):
     """The shapes of the matrices that `call` multiplies, in order."""
-    made, matmul = [], engine.matmul
-    spy = lambda a, b, *args, **options: made.append((a.shape, b.shape)) or matmul(a, b, *args, **options)  # noqa: E731
-    monkeypatch.setattr(engine, "matmul", spy)
-    call()
+    made = []
+    spy = lambda a, b, *args, **options: made.append((a.shape, b.shape)) or torch_matmul(a, b, *args, **options)  # noqa: E731
+    monkeypatch.setitem(OP.implementations, "cpu", chunked.implementation("cpu", spy))
+    with llmsys.use(linear_cross_entropy="cpu"):
+        call()
     return made
 
 
@@ -267,21 +276,22 @@ class Divergence:
         return (teacher.exp() * (teacher - student)).sum(-1)
 
 
-@pytest.mark.parametrize("reduced", [True, False])
-def test_another_loss(chunks, reduced):
+def test_another_loss(chunks):
     tensors, _ = tensors_of(torch.float32)
     other, _ = tensors_of(torch.float32, seed=1)
     leaves = {name: tensor.requires_grad_() for name, tensor in tensors.items()}
     scale = torch.linspace(0, 1, 90)
-    head, loss = engine.Head(*leaves.values(), 0.5), Divergence(other["input"], other["linear_weight"])
-    total = engine.sum_of(head, loss, scale) if reduced else (engine.per_row(head, loss) * scale).sum()
+    with torch.no_grad():
+        head = engine.Head(torch_matmul, *leaves.values(), 0.5)
+        gradients = engine.Gradients(head, [True] * 5, torch.float32)
+        losses = engine.run(head, Divergence(other["input"], other["linear_weight"]), scale, gradients)
     logits = F.linear(leaves["input"], leaves["linear_weight"], leaves["linear_bias"])
     logits = logits + 0.5 * F.linear(F.linear(leaves["input"], leaves["lora_a"]), leaves["lora_b"])
     teacher = F.log_softmax(F.linear(other["input"], other["linear_weight"]), -1)
     by_row = F.kl_div(F.log_softmax(logits, -1), teacher, reduction="none", log_target=True).sum(-1)
-    torch.testing.assert_close(total, (by_row * scale).sum())
+    torch.testing.assert_close(losses, by_row)
     expected = torch.autograd.grad((by_row * scale).sum(), list(leaves.values()))
-    for mine, other_way in zip(torch.autograd.grad(total, list(leaves.values())), expected, strict=True):
+    for mine, other_way in zip(gradients.of.values(), expected, strict=True):
         torch.testing.assert_close(mine, other_way, rtol=1e-4, atol=1e-6)
 
 
@@ -315,31 +325,75 @@ def test_small_gradients_in_float16():
     torch.testing.assert_close(scaled, direct)
 
 
-def test_breaks_the_graph_of_a_compiler():
-    """What is compiled around it calls it as it is, with its gradients."""
-    tensors, target = tensors_of(torch.float32)
-    x, w = (tensors[name].requires_grad_() for name in NAMES[:2])
-    compiled = torch.compile(lambda x: linear_cross_entropy(x * 2, w, target) * 3)
-    torch.testing.assert_close(compiled(x), linear_cross_entropy(x * 2, w, target) * 3)
-    expected = torch.autograd.grad(linear_cross_entropy(x * 2, w, target) * 3, (x, w))
-    torch.testing.assert_close(torch.autograd.grad(compiled(x), (x, w)), expected)
+@pytest.mark.filterwarnings("error:.*may not alias")
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_is_one_node_of_a_graph(dtype, options):
+    """The public function in one graph, whose compiler sees neither chunks nor kernels."""
+    torch.compiler.reset()
+    tensors, target = tensors_of(dtype)
+    target = target.clamp(min=0) if "ignore_index" in options else target
+    incoming = torch.linspace(0.5, 1.5, 90) if options.get("reduction") == "none" else torch.tensor(0.75)
+    compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
+    eager, traced = (results(f, tensors, target, incoming, **options) for f in (ours, compiled))
+    assert all(same_bits(traced[name], eager[name]) for name in eager)
 
 
-def test_backward_twice():
+def test_compiles():
+    """Of an input that the graph makes, with a frozen weight, twice through one loss."""
+    torch.compiler.reset()
     tensors, target = tensors_of(torch.float32)
-    loss = linear_cross_entropy(tensors["input"].requires_grad_(), tensors["linear_weight"], target)
-    loss.backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match="llmsys.linear_cross_entropy: backward a second time .* expected once"):
+    x, w = tensors["input"].requires_grad_(), tensors["linear_weight"]
+    plus = lambda x: linear_cross_entropy(x * 2, w, target) * 3  # noqa: E731
+    compiled, loss = torch.compile(plus, fullgraph=True)(x), plus(x)
+    torch.testing.assert_close(compiled, loss)
+    (expected,) = torch.autograd.grad(loss, x)
+    for _ in range(2):
+        torch.testing.assert_close(torch.autograd.grad(compiled, x, retain_graph=True)[0], expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("factor", [1.0, 0.75])
+def test_backward_twice(dtype, factor):
+    """What was kept stays as it is while the graph does, whatever becomes of the gradients made from it."""
+    tensors, target = tensors_of(dtype)
+    leaves = {name: tensor.requires_grad_() for name, tensor in tensors.items()}
+    loss, given = ours(leaves, target), torch.tensor(factor)
+    rounds = []
+    for keep in (True, True, False):
+        found = torch.autograd.grad(loss, list(leaves.values()), given, retain_graph=keep)
+        rounds.append([gradient.clone() for gradient in found])
+        for gradient in found:
+            gradient.fill_(7.0)
+    assert all(same_bits(a, b) for others in rounds[1:] for a, b in zip(rounds[0], others, strict=True))
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
         loss.backward()
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_second_derivative(reduction):
+    """By the formula, whose logits are made for it."""
+    tensors, target = tensors_of(torch.float64)
+    leaves = {name: tensor.requires_grad_() for name, tensor in tensors.items()}
+    seconds = []
+    for function in (ours, plain):
+        loss = function(leaves, target, reduction=reduction).sum()
+        (dx,) = torch.autograd.grad(loss, leaves["input"], create_graph=True)
+        seconds.append(torch.autograd.grad(dx.square().sum(), list(leaves.values())))
+    torch.testing.assert_close(*seconds)
+
+
+def test_chosen_and_forced():
     tensors, target = tensors_of(torch.float32)
-    x = tensors["input"].requires_grad_()
-    loss = linear_cross_entropy(x, tensors["linear_weight"], target, reduction=reduction).sum()
-    with pytest.raises(RuntimeError, match="llmsys.linear_cross_entropy: the gradient of a gradient"):
-        torch.autograd.grad(loss, x, create_graph=True)
+    args = tensors["input"], tensors["linear_weight"], target
+    assert llmsys.explain("linear_cross_entropy", *args).chosen == "cpu"
+    assert (
+        llmsys.explain("linear_cross_entropy", *(t.double() if t is not target else t for t in args)).chosen == "torch"
+    )
+    loss = linear_cross_entropy(tensors["input"].requires_grad_(), *args[1:])
+    with llmsys.use(linear_cross_entropy="reference"):
+        forced = linear_cross_entropy(*args)
+    assert loss.grad_fn.implementation.name == "cpu" and forced.grad_fn.implementation.name == "reference"
 
 
 X, W, TARGET = torch.randn(3, 4), torch.randn(8, 4), torch.tensor([0, 7, -100])

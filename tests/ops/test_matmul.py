@@ -11,7 +11,8 @@ from llmsys.ops import _matmul, _native
 from llmsys.ops._native import ISAS, instruction_set
 from tests.harness import DTYPES, guarded_allocations, same_bits
 
-WAYS = {"own": _matmul.implementation(_native.CPU), "torch": _matmul.torch_matmul, "by the rule": _matmul.matmul}
+RULE = _matmul.by_rule(_native.CPU)
+WAYS = {"own": _matmul.implementation(_native.CPU), "torch": _matmul.torch_matmul, "by the rule": RULE}
 WIDTHS = ((1, 1, 1), (3, 5, 7), (19, 37, 130), (2, 300, 40), (33, 17, 0))
 
 
@@ -48,15 +49,15 @@ def test_is_the_product(way, dtype):
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16), ids=str)
 def test_sums_in_float32(isa, dtype, monkeypatch):
-    """Whatever is the faster one: PyTorch has no such product on the CPU."""
+    """Whatever is the faster one."""
     if isa not in _C.cpu.isas():
         pytest.skip(f"this machine cannot run {isa}")
     monkeypatch.setattr(_native, "matrix_unit", lambda dtype: "amx")
     a, b, _ = matrices(30, 40, 500, dtype)
     start = torch.randn(30, 40)
     with instruction_set(isa):
-        found = _matmul.matmul(a, b, start.clone(), add=True, scale=0.5)
-    assert_right(found, a, b, start, 0.5)
+        for way in WAYS.values():
+            assert_right(way(a, b, start.clone(), add=True, scale=0.5), a, b, start, 0.5)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -101,15 +102,13 @@ def test_one_rule_for_every_op(op, monkeypatch):
 
 
 def test_the_rule_by_itself(monkeypatch):
-    """`matmul` gives the bits of the one that the rule names."""
+    """Own where it is as fast, or the product is wanted wider than the matrices."""
     a, b, _ = matrices(40, 50, 700, torch.bfloat16)
     used = []
-    monkeypatch.setattr(_matmul, "_cpu", lambda *args, **options: used.append("own"))
+    monkeypatch.setattr(_matmul, "implementation", lambda kernels: lambda *args, **options: used.append("own"))
     monkeypatch.setattr(_matmul, "torch_matmul", lambda *args, **options: used.append("torch"))
-    for unit, out, dtype in product(("amx_bf16", None), (None, torch.float32), (torch.bfloat16, torch.float64)):
-        monkeypatch.setattr(_native, "matrix_unit", lambda dtype, unit=unit: unit if dtype == torch.bfloat16 else None)
-        a_, b_ = a.to(dtype), b.to(dtype)
-        wide = torch.empty(40, 50, dtype=torch.promote_types(dtype, out)) if out else None
-        _matmul.matmul(a_, b_, wide)
-        own = dtype == torch.bfloat16 and (unit is None or out is not None)
-        assert used.pop() == ("own" if own else "torch")
+    matmul = _matmul.by_rule(_native.CPU)
+    for unit, out in product(("amx_bf16", None), (None, torch.empty(40, 50))):
+        monkeypatch.setattr(_native, "matrix_unit", lambda dtype, unit=unit: unit)
+        matmul(a, b, out)
+        assert used.pop() == ("own" if unit is None or out is not None else "torch")

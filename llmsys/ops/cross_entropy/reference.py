@@ -51,7 +51,9 @@ def backward(
     """dlogits. `lse` is computed anew, so that this function can itself be differentiated."""
     z = capped(logits, softcap)
     lse = torch.logsumexp(z, -1)
+    counts = target != ignore_index
     valid, index = _in_range(target, z.shape[-1])
+    valid = valid | ~counts  # NaN in a row that does not count would be hidden, but its product with 0 not
     weights = torch.ones_like(z[..., :1]).expand_as(z) if weight is None else weight.to(z.dtype).expand_as(z)
     at_target = (dloss * weights.gather(-1, index[..., None]).squeeze(-1)).where(valid, torch.nan)
     uniform = dloss * label_smoothing / z.shape[-1]
@@ -66,7 +68,7 @@ def backward(
     dz = dz.scatter_add(-1, index[..., None], -(1 - label_smoothing) * at_target[..., None])
     if softcap:
         dz = dz * (1 - (z / softcap).square())
-    dlogits = dz.where((target != ignore_index)[..., None], 0.0).to(logits.dtype).contiguous()
+    dlogits = dz.where(counts[..., None], 0.0).to(logits.dtype).contiguous()
     return dlogits if out is None else out.copy_(dlogits)
 
 

@@ -1,17 +1,39 @@
-"""Linear head and cross entropy in one, without the logits."""
+"""Linear head and cross entropy in one, without the logits: the contract."""
 
 from __future__ import annotations
-
-import sys
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from llmsys.ops import _check
+from llmsys.ops._matmul import torch_matmul
+from llmsys.ops._op import Impl, Op
 from llmsys.ops.cross_entropy import check_options, check_target_and_weight, check_targets
-from llmsys.ops.linear_cross_entropy import engine
-from llmsys.ops.linear_cross_entropy.loss import CrossEntropy
+from llmsys.ops.linear_cross_entropy import chunked, native, reference
+
+OP = Op(
+    "linear_cross_entropy",
+    # With `scale` (N,) the loss is that of all rows, Σ scale · loss, and its gradients, those that are needed, are made
+    # in the forward and kept; without, it is the loss of each row, and the backward makes the logits anew.
+    forward="(Tensor input, Tensor linear_weight, Tensor target, Tensor? linear_bias=None, Tensor? lora_a=None,"
+    " Tensor? lora_b=None, float lora_scale=1.0, Tensor? weight=None, int ignore_index=-100,"
+    " float label_smoothing=0.0, float z_loss=0.0, float softcap=0.0, Tensor? scale=None, bool needs_dinput=False,"
+    " bool needs_dlinear_weight=False, bool needs_dlinear_bias=False, bool needs_dlora_a=False,"
+    " bool needs_dlora_b=False)"
+    " -> (Tensor loss, Tensor kept_dinput, Tensor kept_dlinear_weight, Tensor kept_dlinear_bias, Tensor kept_dlora_a,"
+    " Tensor kept_dlora_b)",
+    backward="(Tensor dloss, Tensor input, Tensor linear_weight, Tensor target, Tensor? linear_bias, Tensor? lora_a,"
+    " Tensor? lora_b, float lora_scale, Tensor? weight, int ignore_index, float label_smoothing, float z_loss,"
+    " float softcap, Tensor? scale, Tensor kept_dinput, Tensor kept_dlinear_weight, Tensor kept_dlinear_bias,"
+    " Tensor kept_dlora_a, Tensor kept_dlora_b, bool needs_dinput, bool needs_dlinear_weight, bool needs_dlinear_bias,"
+    " bool needs_dlora_a, bool needs_dlora_b)"
+    " -> (Tensor dinput, Tensor dlinear_weight, Tensor dlinear_bias, Tensor dlora_a, Tensor dlora_b)",
+    implementations=[
+        native.CPU,
+        chunked.implementation("torch", torch_matmul),
+        Impl("reference", reference.forward, reference.backward),
+    ],
+)
 
 
 def linear_cross_entropy(
@@ -45,15 +67,16 @@ def linear_cross_entropy(
                token_weights (...) → loss, float32 (float64 for float64): (...) with reduction "none", else ()
     Numerics   logits rounded to the dtype of input, before and after lora's part; from there as `cross_entropy`;
                dlogits rounded to that dtype; dlinear_weight, dlinear_bias, dlora_a, dlora_b summed over rows in
-               float32 and rounded once; dinput rounded once, and again by an incoming gradient other than 1
+               float32 and rounded once; dinput rounded once, and again by an incoming gradient other than 1 (in
+               float16 kept in float32, and rounded once)
     Gradient   of input, linear_weight, linear_bias, lora_a and lora_b, each only where needed. "mean" and "sum" make
-               them in the forward and keep them, not the logits; once: no second backward. "none" makes the logits anew
-               in the backward. No gradient of a gradient; under torch.compile, a break in the graph
+               them in the forward and keep them, not the logits: 4 bytes an element, input's of its own size. The
+               backward scales them where they lie, or into memory of their own under retain_graph=True and
+               torch.compile. "none" makes the logits anew in the backward. The gradient of a gradient takes all logits
     Cost       2·N·D·V flop forward, 4·N·D·V more for gradients ("none": 6): compute-bound; memory for at most an eighth
                of the logits (or 4 MiB), beside gradients in float32
     Errors     ValueError if shapes do not fit as above, devices differ, a target on the CPU is out of range, an option
-               is, or only one of lora_a and lora_b is given; TypeError for a dtype not named above;
-               RuntimeError for a second backward or a second derivative
+               is, or only one of lora_a and lora_b is given; TypeError for a dtype not named above
     Source     Wijmans et al. 2024, arXiv:2411.09009; signature of torch.nn.functional.linear_cross_entropy
     """
     check_options("linear_cross_entropy", ignore_index, reduction, label_smoothing, z_loss, softcap)
@@ -61,33 +84,38 @@ def linear_cross_entropy(
     check_target_and_weight("linear_cross_entropy", input, target, weight, linear_weight.shape[0])
     check_targets("linear_cross_entropy", target, linear_weight.shape[0], ignore_index)
     _check_counting(target, token_weights, num_items, reduction)
-    flat_target = target.flatten()
-    head = engine.Head(input.flatten(0, -2), linear_weight, linear_bias, lora_a, lora_b, lora_scale)
-    loss = CrossEntropy(flat_target, weight, ignore_index, label_smoothing, z_loss, softcap)
     wide = torch.promote_types(input.dtype, torch.float32)
     tokens = None if token_weights is None else token_weights.flatten().to(wide)
+    flat_target, scale, factor = target.flatten(), None, None
+    if reduction != "none":
+        scale = torch.ones(flat_target.shape, dtype=wide, device=input.device) if tokens is None else tokens
+        if reduction == "mean":
+            if num_items is None:
+                divisor = (_row_weights(flat_target, weight, ignore_index, wide) * scale).sum()
+            else:
+                divisor = torch.as_tensor(num_items, dtype=wide, device=input.device)
+            if input.dtype == torch.float16:  # dlogits over the number of items would underflow: divide in float32
+                factor = 1 / divisor
+            else:
+                scale = scale / divisor
+    head = torch.atleast_2d(input).flatten(0, -2), linear_weight, linear_bias, lora_a, lora_b
+    recorded = torch.is_grad_enabled()
+    loss = OP(
+        *(*head[:2], flat_target, *head[2:], float(lora_scale)),
+        *(weight, ignore_index, float(label_smoothing), float(z_loss), float(softcap), scale),
+        *(recorded and tensor is not None and tensor.requires_grad for tensor in head),
+    )
     if reduction == "none":
-        losses = _uncompiled(engine.per_row)(head, loss)
-        return (losses if tokens is None else losses * tokens).view(target.shape)
-    scale = torch.ones(flat_target.shape, dtype=wide, device=input.device) if tokens is None else tokens
-    if reduction == "sum":
-        return _uncompiled(engine.sum_of)(head, loss, scale)
-    if num_items is None:
-        divisor = (loss.row_weights(wide) * scale).sum()
-    else:
-        divisor = torch.as_tensor(num_items, dtype=wide, device=input.device)
-    if input.dtype == torch.float16:  # dlogits over the number of items would underflow: divide later, in float32
-        return _uncompiled(engine.sum_of)(head, loss, scale, 1 / divisor)
-    return _uncompiled(engine.sum_of)(head, loss, scale / divisor)
+        return (loss if tokens is None else loss * tokens).view(target.shape)
+    return loss if factor is None else loss * factor
 
 
-# A compiler's graph breaks here, as torch.compiler.disable has it, which would import the compiler with the library.
-linear_cross_entropy._torchdynamo_disable = True  # type: ignore[attr-defined]
-
-
-def _uncompiled(function: Callable) -> Callable:
-    """`function`, whose own calls a compiler at work outside leaves alone: kernels take addresses, not graphs."""
-    return torch.compiler.disable(function) if "torch._dynamo" in sys.modules else function
+def _row_weights(target: Tensor, weight: Tensor | None, ignore_index: int, dtype: torch.dtype) -> Tensor:
+    """w[t] of each row, 0 of those that are ignored: what a mean divides by the sum of."""
+    counts = target != ignore_index
+    if weight is None:
+        return counts.to(dtype)
+    return weight.to(dtype)[target.clamp(0, weight.shape[0] - 1)].where(counts, 0.0)
 
 
 def _check_shapes(

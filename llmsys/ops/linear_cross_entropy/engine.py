@@ -1,7 +1,7 @@
 """A loss over the logits of a linear head, without the logits: rows in chunks, each chunk's gradient made at once.
 
 For each chunk: logits, then the loss, which turns them into their gradient where they lie, then what that adds to the
-gradients of input and weights. So the forward leaves gradients behind, and the backward scales them.
+gradients of input and weights. So a forward leaves gradients behind, and its backward scales them.
 Source     Wijmans et al. 2024, arXiv:2411.09009; Hsu et al. 2024, arXiv:2410.10989, section 3.2
 """
 
@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from llmsys.ops._matmul import matmul
+from llmsys.ops._matmul import Matmul
 
 MAX_ROWS = 512  # a GEMM with more rows is no faster
 SMALL_BYTES = 4 << 20  # what a chunk may take in any case
@@ -34,11 +34,12 @@ class RowLoss(Protocol):
 
 @dataclass(frozen=True)
 class Head:
-    """logits = input · weightᵀ + bias + lora_scale · (input · lora_aᵀ) · lora_bᵀ
+    """logits = input · weightᵀ + bias + lora_scale · (input · lora_aᵀ) · lora_bᵀ, on `matmul`
 
     Shapes     input (N, D); weight (V, D); bias (V,); lora_a (R, D); lora_b (V, R); of one dtype
     """
 
+    matmul: Matmul
     input: Tensor
     weight: Tensor
     bias: Tensor | None = None
@@ -49,16 +50,16 @@ class Head:
     def project(self, x: Tensor, low: Tensor | None, out: Tensor) -> None:
         if self.bias is not None:
             out.copy_(self.bias)
-        matmul(x, self.weight.T, out, add=self.bias is not None)
+        self.matmul(x, self.weight.T, out, add=self.bias is not None)
         if low is not None and self.lora_b is not None:
-            matmul(low, self.lora_b.T, out, add=True)
+            self.matmul(low, self.lora_b.T, out, add=True)
 
     def low(self, x: Tensor) -> Tensor | None:
-        return None if self.lora_a is None else matmul(x, self.lora_a.T, scale=self.lora_scale)
+        return None if self.lora_a is None else self.matmul(x, self.lora_a.T, scale=self.lora_scale)
 
 
 class Gradients:
-    """What each chunk adds to: of the input in its dtype or `input_dtype`, of the others in float32 or wider."""
+    """What each chunk adds to: of the input in `input_dtype`, of the others in float32 or wider."""
 
     def __init__(self, head: Head, needed: Sequence[bool], input_dtype: torch.dtype):
         wide = torch.promote_types(head.weight.dtype, torch.float32)
@@ -72,7 +73,7 @@ class Gradients:
                 self.of[name] = make(tensor.shape, dtype=dtype, device=tensor.device)
 
     def add(self, dlogits: Tensor, x: Tensor, low: Tensor | None, rows: slice) -> None:
-        head, of, later = self.head, self.of, rows.start > 0
+        head, of, later, matmul = self.head, self.of, rows.start > 0, self.head.matmul
         if "input" in of:
             matmul(dlogits, head.weight, of["input"][rows])
         if "weight" in of:
@@ -118,96 +119,16 @@ def run(head: Head, loss: RowLoss, scale: Tensor | None, gradients: Gradients | 
     return losses
 
 
-class _Sum(torch.autograd.Function):
-    """Σ scale · loss, with gradients made in the forward."""
-
-    @staticmethod
-    def forward(ctx: Any, loss: RowLoss, scale: Tensor, factor: Tensor | None, lora_scale: float, *tensors: Tensor):
-        head = _head_of(tensors, lora_scale)
-        ctx.gradients = Gradients(head, ctx.needs_input_grad[4:], head.input.dtype if factor is None else torch.float32)
-        ctx.factor = factor
-        return _total(run(head, loss, scale, ctx.gradients), scale, factor)
-
-    @staticmethod
-    def backward(ctx: Any, dloss: Tensor):
-        _refuse_second_derivative()
-        gradients, ctx.gradients = ctx.gradients, None
-        if gradients is None:
-            raise RuntimeError(
-                "llmsys.linear_cross_entropy: backward a second time through one loss, expected once: its gradients "
-                "were made in the forward, and given away; call it again, or use reduction='none'"
-            )
-        factor = dloss if ctx.factor is None else dloss * ctx.factor
-        return None, None, None, None, *_finished(gradients, factor)
-
-
-class _PerRow(torch.autograd.Function):
-    """The loss of each row. What arrives at each is known in the backward only, which makes the logits anew."""
-
-    @staticmethod
-    def forward(ctx: Any, loss: RowLoss, lora_scale: float, *tensors: Tensor):
-        ctx.loss, ctx.lora_scale = loss, lora_scale
-        ctx.save_for_backward(*tensors)
-        return run(_head_of(tensors, lora_scale), loss, None, None)
-
-    @staticmethod
-    def backward(ctx: Any, dlosses: Tensor):
-        _refuse_second_derivative()
-        head = _head_of(ctx.saved_tensors, ctx.lora_scale)
-        gradients = Gradients(head, ctx.needs_input_grad[2:], head.input.dtype)
-        run(head, ctx.loss, dlosses.contiguous(), gradients)
-        return None, None, *_finished(gradients, None)
-
-
-def _finished(gradients: Gradients, factor: Tensor | None) -> list[Tensor | None]:
-    """Each gradient times `factor`, in the dtype of what it is of."""
-    found: list[Tensor | None] = []
-    for name in NAMES:
-        gradient = gradients.of.pop(name, None)
-        if gradient is not None:
-            if factor is not None and not (factor.is_cpu and factor.item() == 1):
-                gradient.mul_(factor.to(gradient.dtype))
-            gradient = gradient.to(getattr(gradients.head, name).dtype)
-        found.append(gradient)
-    return found
-
-
-def _head_of(tensors: Sequence[Tensor | None], lora_scale: float) -> Head:
-    input, weight, bias, lora_a, lora_b = tensors
-    assert input is not None and weight is not None
-    return Head(input, weight, bias, lora_a, lora_b, lora_scale)
-
-
-def _total(losses: Tensor, scale: Tensor, factor: Tensor | None) -> Tensor:
-    total = torch.where(scale == 0, 0.0, losses * scale).sum()  # a row of scale 0 counts nothing, whatever its loss
-    return total if factor is None else total * factor
-
-
-def _needs_gradient(head: Head) -> bool:
-    tensors = (getattr(head, name) for name in NAMES)
-    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
-
-
-def _refuse_second_derivative() -> None:
-    if torch.is_grad_enabled():
-        raise RuntimeError(
-            "llmsys.linear_cross_entropy: the gradient of a gradient (create_graph=True), expected a first derivative; "
-            "use torch.nn.functional.linear and llmsys.cross_entropy"
-        )
-
-
-def sum_of(head: Head, loss: RowLoss, scale: Tensor, factor: Tensor | None = None) -> Tensor:
-    """factor · Σ scale · loss, scale (N,) and factor () without a gradient.
-
-    The gradient of the logits is rounded to their dtype after `scale`, before `factor`.
-    """
-    if not _needs_gradient(head):
-        return _total(run(head, loss, None, None), scale, factor)
-    return _Sum.apply(loss, scale, factor, head.lora_scale, *(getattr(head, name) for name in NAMES))
-
-
-def per_row(head: Head, loss: RowLoss) -> Tensor:
-    """The loss of each row (N,)."""
-    if not _needs_gradient(head):
-        return run(head, loss, None, None)
-    return _PerRow.apply(loss, head.lora_scale, *(getattr(head, name) for name in NAMES))
+def rounded(gradient: Tensor, factor: Tensor, dtype: torch.dtype, once: bool) -> Tensor:
+    """gradient · factor, rounded to `dtype`; `once`: where `gradient` lies, if that is of this dtype."""
+    here = once and gradient.dtype is dtype
+    if factor.is_cpu and factor.item() == 1:
+        return gradient if here else gradient.to(dtype, copy=True)
+    out = gradient if here else torch.empty(gradient.shape, dtype=dtype, device=gradient.device)
+    row_bytes = gradient[:1].numel() * gradient.element_size()
+    # On the CPU PyTorch makes all products before it rounds them.
+    step = max(1, SMALL_BYTES // max(1, row_bytes)) if gradient.is_cpu else max(1, len(gradient))
+    for start in range(0, len(gradient), step):
+        rows = slice(start, start + step)
+        torch.mul(gradient[rows], factor, out=out[rows])
+    return out

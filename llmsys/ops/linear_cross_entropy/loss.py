@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-import torch
 from torch import Tensor
 
 from llmsys.ops import _native
@@ -36,11 +35,3 @@ class CrossEntropy:
         assert implementation.backward is not None
         implementation.backward(scale, None, logits, target[rows], self.weight, lse, *options[1:], out=logits)
         return loss
-
-    def row_weights(self, dtype: torch.dtype) -> Tensor:
-        """w[t] of each row, 0 of those that are ignored: what a mean divides by the sum of."""
-        counts = self.target != self.ignore_index
-        if self.weight is None:
-            return counts.to(dtype)
-        index = self.target.clamp(0, self.weight.shape[0] - 1)
-        return self.weight.to(dtype)[index].where(counts, 0.0)
