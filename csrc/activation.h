@@ -8,7 +8,7 @@
 
 namespace llmsys {
 
-// The numbers are shared with llmsys/ops/_activation.py.
+// The numbers are shared with llmsys/ops/_activation_native.py and llmsys/ops/linear/native.py.
 enum class Activation : int { none = 0, relu = 1, relu2 = 2, silu = 3, gelu = 4, gelu_tanh = 5 };
 
 struct ActivationForward {

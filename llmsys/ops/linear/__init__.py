@@ -37,7 +37,7 @@ def linear(
 
         y = activation(x · weightᵀ + bias) + residual
 
-    `activation` is None, "relu", "relu2" (the square of relu) or "silu".
+    `activation` is None, "relu", "relu2" (the square of relu), "silu", "gelu" or "gelu_tanh".
 
     Shapes     x (..., K) float16/bfloat16/float32/float64, weight (N, K), bias (N,), residual (..., N), of one dtype
                and any strides → y (..., N), contiguous; `out`, where given, is y

@@ -17,8 +17,8 @@ VARIANTS: tuple[dict, ...] = (
     {},
     {"out_features": 5, "bias": True},
     {"out_features": 70, "residual": True},
-    *({"out_features": 19, "bias": True, "activation": name, "residual": True} for name in ("relu", "silu")),
-    {"out_features": 37, "activation": "silu"},
+    *({"out_features": 19, "bias": True, "activation": name, "residual": True} for name in ("relu", "gelu")),
+    *({"out_features": 37, "activation": name} for name in ("silu", "gelu_tanh")),
 )
 
 

@@ -9,7 +9,7 @@ from llmsys.ops._native import DTYPES, Kernels, matrix_of, rows_of
 from llmsys.ops._op import Impl
 from llmsys.ops.linear import torch_gemm
 
-ACTIVATIONS = {None: 0, "relu": 1, "relu2": 2, "silu": 3}  # csrc/linear.h
+ACTIVATIONS = {None: 0, "relu": 1, "relu2": 2, "silu": 3, "gelu": 4, "gelu_tanh": 5}  # csrc/activation.h
 
 
 def implementation(kernels: Kernels) -> Impl:

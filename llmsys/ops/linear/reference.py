@@ -2,44 +2,32 @@
 
 from __future__ import annotations
 
-import math
+from functools import partial
 
 import torch
+
+from llmsys.ops import _activation_reference as reference
+from llmsys.ops._activation_reference import Formula
 
 Wide = torch.Tensor  # in float32, or float64
 
 
+ACTIVATIONS: dict[str, tuple[Formula, Formula]] = {
+    "relu": (reference.relu, reference.relu_slope),
+    "relu2": (reference.relu2, reference.relu2_slope),
+    "silu": (reference.silu, reference.silu_slope),
+    "gelu": (partial(reference.gelu, approximate="none"), partial(reference.gelu_slope, approximate="none")),
+    "gelu_tanh": (partial(reference.gelu, approximate="tanh"), partial(reference.gelu_slope, approximate="tanh")),
+}
+
+
 def activate(z: Wide, activation: str | None) -> Wide:
-    if activation == "relu":
-        return torch.relu(z)
-    if activation == "relu2":
-        return torch.relu(z).square()
-    if activation == "silu":
-        return z * torch.sigmoid(z)
-    if activation == "gelu":
-        return 0.5 * z * (1 + torch.erf(z * math.sqrt(0.5)))
-    if activation == "gelu_tanh":
-        return 0.5 * z * (1 + torch.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)))
-    return z
+    return z if activation is None else ACTIVATIONS[activation][0](z)
 
 
-def slope(z: Wide, activation: str | None) -> Wide:
+def slope(z: Wide, activation: str) -> Wide:
     """The derivative of `activate` at z."""
-    if activation == "relu":
-        return torch.where(z <= 0, 0.0, 1.0).to(z.dtype)
-    if activation == "relu2":
-        return 2 * torch.relu(z)
-    if activation == "silu":
-        sigmoid = torch.sigmoid(z)
-        return sigmoid + z * sigmoid * (1 - sigmoid)
-    if activation == "gelu":
-        density = torch.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
-        return 0.5 * (1 + torch.erf(z * math.sqrt(0.5))) + z * density
-    if activation == "gelu_tanh":
-        scale = math.sqrt(2 / math.pi)
-        tanh = torch.tanh(scale * (z + 0.044715 * z**3))
-        return 0.5 * (1 + tanh) + 0.5 * z * (1 - tanh * tanh) * scale * (1 + 3 * 0.044715 * z * z)
-    return torch.ones_like(z)
+    return ACTIVATIONS[activation][1](z)
 
 
 def _product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, wide: torch.dtype) -> Wide:

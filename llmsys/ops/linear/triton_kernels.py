@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from llmsys.ops._activation_triton import sigmoid_both
+from llmsys.ops._activation_triton import sloped
 from llmsys.ops._native import rows_of
 from llmsys.ops._triton import INTERPRETED, contiguous_like, device_of, load, store, to_float32
 from llmsys.ops.linear.native import matrix_of
@@ -14,32 +14,6 @@ from llmsys.ops.linear.native import matrix_of
 BLOCK, BLOCK_DEPTH, GEMM_WARPS, NUM_WARPS = 64, 32, 8, 4
 RUN = tl.constexpr(128)  # products summed one after another before the sum is added to the total: less is rounded away
 GROUP = tl.constexpr(8)  # rows of tiles that run side by side, so that they find each other's tiles of B in the cache
-
-
-@triton.jit
-def activate(z, ACTIVATION: tl.constexpr):
-    if ACTIVATION == "relu":
-        z = tl.where(z <= 0, 0.0, z)  # NaN through
-    elif ACTIVATION == "relu2":
-        z = tl.where(z <= 0, 0.0, z)
-        z = z * z
-    elif ACTIVATION == "silu":
-        sigmoid, _ = sigmoid_both(z)
-        z = z * sigmoid
-    return z
-
-
-@triton.jit
-def slope(z, ACTIVATION: tl.constexpr):
-    """The derivative of `activate` at z."""
-    if ACTIVATION == "relu":
-        return tl.where(z <= 0, 0.0, 1.0)
-    elif ACTIVATION == "relu2":
-        return tl.where(z <= 0, 0.0, 2.0 * z)
-    else:
-        tl.static_assert(ACTIVATION == "silu")
-        sigmoid, complement = sigmoid_both(z)
-        return sigmoid + z * sigmoid * complement
 
 
 @triton.jit
@@ -89,7 +63,8 @@ def gemm_kernel(
         sums += load(bias_ptr + col, col < cols)
     if pre_ptr is not None:
         store(pre_ptr + row * cols + col, sums, mask)
-    sums = activate(sums, ACTIVATION)
+    if ACTIVATION is not None:
+        sums, _ = sloped(sums, ACTIVATION)
     if residual_ptr is not None:
         sums += load(residual_ptr + row * residual_stride + col, mask)
     store(c_ptr + row * cols + col, sums, mask)
@@ -111,7 +86,8 @@ def slope_kernel(
     col = (tl.program_id(1) * BLOCK + tl.arange(0, BLOCK))[None, :]
     mask = (row < rows) & (col < cols)
     dy, pre = load(dy_ptr + row * dy_stride + col, mask), load(pre_ptr + row * cols + col, mask)
-    store(dz_ptr + row * cols + col, dy * slope(pre, ACTIVATION), mask)
+    _, slope = sloped(pre, ACTIVATION)
+    store(dz_ptr + row * cols + col, dy * slope, mask)
 
 
 @triton.jit
