@@ -29,6 +29,9 @@ def bench(
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16 instead of each case's own.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     budget: Annotated[float, typer.Option(help="Seconds to spend on the rounds of one case.")] = 4.0,
+    tune_allocator: Annotated[
+        bool, typer.Option("--tune-allocator", help="In a process that keeps freed memory, as one that trains does.")
+    ] = False,
     json: Annotated[Path | None, typer.Option(help="Write the record here.")] = None,
     record: Annotated[bool, typer.Option("--record", help="Write it to benchmarks/records too.")] = False,
 ) -> None:
@@ -45,8 +48,10 @@ def bench(
     if report.busy(environment):
         console.print(f"[yellow]This machine is busy (load {environment['load']}): times are noise.[/yellow]")
     if suite == "train":
-        if op or shape or device != "cpu":
-            raise ValueError("llmsys.perf.bench: train with --op, --shape or --device, expected --dtype at most")
+        if op or shape or device != "cpu" or tune_allocator:
+            raise ValueError(
+                "llmsys.perf.bench: train with --op, --shape, --device or --tune-allocator, expected --dtype at most"
+            )
         rows, promised, more = checkout.train(dtype, console)
     else:
         rows, promised, more = checkout.time_ops(
@@ -63,7 +68,7 @@ def bench(
     content = report.record(
         environment,
         rows,
-        suite="bars" if bars and suite == "ops" else suite,
+        suite=("bars" if bars and suite == "ops" else suite) + ("-tuned" if tune_allocator else ""),
         bandwidth_bytes_per_s={"read": measured.read, "write": measured.write, "copy": measured.copy, **measured.ways},
         bars=[checkout.bars.as_record(verdict) for verdict in verdicts],
         **more,
