@@ -32,6 +32,11 @@ def flat(written: Sequence[Tensors], read: Sequence[Tensors], *, row_major: bool
                 original.copy_(tensor)
 
 
+def dense(tensors: Tensors) -> Tensors:
+    """The tensors, in any order of their elements but without gaps or repeats: contiguous copies where there are some."""
+    return [tensor if tensor.is_contiguous() or same_layout([tensor]) else tensor.contiguous() for tensor in tensors]
+
+
 def same_layout(tensors: Sequence[torch.Tensor]) -> bool:
     """Whether tensors of one shape lie in memory in one order and without gaps: a kernel may run over them flat."""
     strides, size = tensors[0].stride(), 1

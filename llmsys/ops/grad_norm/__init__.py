@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
 from llmsys.ops import _check
-from llmsys.ops._op import Impl, ListOp
+from llmsys.ops._op import Impl, ListOp, triton
 from llmsys.ops.grad_norm import native, reference
+
+TRITON = triton("llmsys.ops.grad_norm.triton_kernels")
+
+
+def why_not_triton(tensors: list[torch.Tensor]) -> str | None:
+    return next((reason for tensor in tensors if (reason := TRITON.why_not(tensor)) is not None), None)
+
 
 OP = ListOp(
     "grad_norm",
     forward="(Tensor[] tensors) -> (Tensor norm)",
     backward=None,
-    implementations=[native.CPU, Impl("reference", reference.forward)],
+    implementations=[native.CPU, replace(TRITON, why_not=why_not_triton), Impl("reference", reference.forward)],
 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from llmsys.ops import _native
-from llmsys.ops._flat import same_layout
+from llmsys.ops._flat import dense
 from llmsys.ops._native import DTYPES, Kernels
 from llmsys.ops._op import Impl
 
@@ -16,12 +16,11 @@ def implementation(kernels: Kernels) -> Impl:
 
     def forward(tensors: list[torch.Tensor]) -> torch.Tensor:
         norm = torch.empty((), dtype=torch.float32, device=tensors[0].device)
-        # The order of elements does not matter, gaps and repeats do.
-        dense = [t if t.is_contiguous() or same_layout([t]) else t.contiguous() for t in tensors]
+        flat = dense(tensors)
         launch(
-            [tensor.data_ptr() for tensor in dense],
-            [tensor.numel() for tensor in dense],
-            [DTYPES[tensor.dtype] for tensor in dense],
+            [tensor.data_ptr() for tensor in flat],
+            [tensor.numel() for tensor in flat],
+            [DTYPES[tensor.dtype] for tensor in flat],
             norm.data_ptr(),
         )
         return norm
