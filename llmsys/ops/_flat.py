@@ -33,7 +33,7 @@ def flat(written: Sequence[Tensors], read: Sequence[Tensors], *, row_major: bool
 
 
 def dense(tensors: Tensors) -> Tensors:
-    """The tensors, in any order of their elements but without gaps or repeats: contiguous copies where there are some."""
+    """The tensors without gaps or repeats, their elements in any order: contiguous copies where there are some."""
     return [tensor if tensor.is_contiguous() or same_layout([tensor]) else tensor.contiguous() for tensor in tensors]
 
 

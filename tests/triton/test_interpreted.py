@@ -11,6 +11,7 @@ from llmsys.ops._activation_triton import exp_negative  # noqa: E402
 from llmsys.ops._triton import load, store  # noqa: E402
 from llmsys.ops._verify import verify  # noqa: E402
 from llmsys.ops.add_rms_norm import OP, cases  # noqa: E402
+from llmsys.ops.group_norm import OP as GROUP_NORM, cases as group_norm_cases  # noqa: E402
 from llmsys.ops.swiglu import triton_kernels as swiglu  # noqa: E402
 
 DEVICE = "cpu" if env.triton_interpreted() else "cuda"
@@ -62,6 +63,15 @@ def test_long_rows(shape, dtype):
     """Read again after the sum, or looped over: lengths on both sides of what fits in registers."""
     for verdict in verify(OP, cases, "triton", shape, dtype, device=DEVICE):
         assert verdict.right, verdict
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("shape", [(1, 6, 9000), (2, 6, 4100), (1, 70, 300)], ids=str)
+def test_groups_of_several_tiles(shape, dtype):
+    """A channel in several, and several channels."""
+    for offset in (0.0, 300.0):
+        for verdict in verify(GROUP_NORM, group_norm_cases, "triton", shape, dtype, device=DEVICE, offset=offset):
+            assert verdict.right, verdict
 
 
 def test_swiglu_vanishes_far_below_zero():

@@ -1,4 +1,4 @@
-"""Gradient norm in Triton: one launch for all tensors of a dtype, which leaves a sum for each chunk; one that adds them."""
+"""Gradient norm in Triton: a launch for all tensors of a dtype leaves the sum of each chunk; one more adds them up."""
 
 from __future__ import annotations
 

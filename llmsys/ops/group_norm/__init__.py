@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from llmsys.ops import _check
-from llmsys.ops._op import Impl, Op
+from llmsys.ops._op import Impl, Op, triton
 from llmsys.ops.group_norm import native, reference
 
 OP = Op(
@@ -17,6 +17,7 @@ OP = Op(
     implementations=[
         native.CUDA,
         native.CPU,
+        triton("llmsys.ops.group_norm.triton_kernels"),
         Impl("reference", reference.forward, reference.backward),
     ],
 )

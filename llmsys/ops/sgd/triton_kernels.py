@@ -73,5 +73,6 @@ def forward(
 ) -> None:
     scalars = lr, momentum, 1 - dampening if step > 1 else 1.0, weight_decay
     options = maximize, weight_decay != 0, bool(momentum_buffers), nesterov
-    for programs, arguments, constants in step_launches(params, grads, [momentum_buffers], masters, stochastic_rounding):
+    states = [momentum_buffers]
+    for programs, arguments, constants in step_launches(params, grads, states, masters, stochastic_rounding):
         sgd_kernel[(programs,)](*arguments, grad_scale, *scalars, *constants, *options, BLOCK, num_warps=WARPS)
