@@ -67,6 +67,23 @@ def is_whole(addresses, start, numel, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def pointers_of(
+    addresses, start, numel, PARAM: tl.constexpr, GRAD: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr
+):
+    """To the block's elements, in the order of `addresses`, and the mask of those that there are."""
+    param, grad, first_state, second_state, master = addresses
+    offset = start + tl.arange(0, BLOCK)
+    return (
+        at(param, PARAM, offset, WHOLE),
+        at(grad, GRAD, offset, WHOLE),
+        at(first_state, tl.float32, offset, WHOLE),
+        at(second_state, tl.float32, offset, WHOLE),
+        at(master, tl.float32, offset, WHOLE),
+        tl.full((BLOCK,), True, tl.int1) if WHOLE else offset < numel,
+    )
+
+
+@triton.jit
 def load_grad(grad_ptr, mask, grad_scale_ptr, MAXIMIZE: tl.constexpr):
     grad = load(grad_ptr, mask)
     if grad_scale_ptr is not None:
@@ -97,15 +114,8 @@ def step_elements(
     WHOLE: tl.constexpr,
     KEEP_STATES: tl.constexpr,
 ):
-    param, grad, first_state, second_state, master = addresses
-    offset = start + tl.arange(0, BLOCK)
-    mask = tl.full((BLOCK,), True, tl.int1) if WHOLE else offset < numel
-    param_ptr = at(param, PARAM, offset, WHOLE)
-    grad_ptr = at(grad, GRAD, offset, WHOLE)
-    first_ptr = at(first_state, tl.float32, offset, WHOLE)
-    second_ptr = at(second_state, tl.float32, offset, WHOLE)
-    master_ptr = at(master, tl.float32, offset, WHOLE)
-
+    pointers = pointers_of(addresses, start, numel, PARAM, GRAD, BLOCK, WHOLE)
+    param_ptr, grad_ptr, first_ptr, second_ptr, master_ptr, mask = pointers
     g = load_grad(grad_ptr, mask, grad_scale_ptr, MAXIMIZE)
     m = load(first_ptr, mask) if STATES > 0 else g
     v = load(second_ptr, mask) if STATES > 1 else g
@@ -186,13 +196,15 @@ def step_launches(
     states: list[Tensors],
     masters: Tensors,
     stochastic_rounding: int | None,
+    *,
+    row_major: bool = False,
 ) -> Iterator[tuple[int, tuple, tuple]]:
     """For each launch of an optimizer's kernel: its programs, its first arguments (table, number of tensors and the two
     halves of the seed) and the first of its constants (PARAM, GRAD, MASTER, STOCHASTIC and TENSORS).
     """
     stochastic = stochastic_rounding is not None
     seeds = seed_words(stochastic_rounding or 0)
-    with flat([params, *states, masters], [grads], row_major=stochastic) as lists, device_of(params[0]):
+    with flat([params, *states, masters], [grads], row_major=row_major or stochastic) as lists, device_of(params[0]):
         *written, gs = lists
         ps, *kept = (tensors for tensors in written if tensors)
         for table, programs, total in tables([ps, gs, *kept], *[first_elements(params)] * stochastic):

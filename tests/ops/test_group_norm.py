@@ -37,7 +37,7 @@ def test_is_torchs(dtype):
 
 @pytest.mark.parametrize("runner", runners(OP), ids=lambda runner: runner.name)
 def test_groups_do_not_see_each_other(runner):
-    """One group and one sample changed: the same bits everywhere else."""
+    """One group and one sample changed: the same bits everywhere else. A sample alone: the same bits too."""
     if runner.why_not:
         pytest.skip(runner.why_not)
     x, num_groups, weight, bias, eps = cases.inputs((3, 8, 37), torch.float32, runner.device, num_groups=4)
@@ -46,6 +46,8 @@ def test_groups_do_not_see_each_other(runner):
     with runner.selected():
         forward = OP.implementations[runner.implementation].forward
         y, y_other = (forward(given, num_groups, weight, bias, eps)[0] for given in (x, other))
+        alone = forward(x[1:2], num_groups, weight, bias, eps)[0]
+    assert same_bits(alone, y[1:2])
     changed = (y != y_other).flatten(2).any(-1)
     assert changed[1, 2:4].all() and changed.sum() == 2
 

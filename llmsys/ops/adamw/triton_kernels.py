@@ -28,11 +28,15 @@ def moment_settings(beta1: float, beta2: float) -> tuple[tuple[float, float, flo
 
 
 @triton.jit
+def adam_direction(m, v, step_size, sqrt_bias_correction2, eps):
+    return step_size * tl.div_rn(m, tl.div_rn(tl.sqrt_rn(v), sqrt_bias_correction2) + eps)
+
+
+@triton.jit
 def adamw_step(p, g, m, v, settings):
     decay, toward_grad, beta2, one_minus_beta2, step_size, sqrt_bias_correction2, eps, FROM_GRAD = settings
     m, v = update_moments(g, m, v, toward_grad, beta2, one_minus_beta2, FROM_GRAD)
-    p = p * decay - step_size * tl.div_rn(m, tl.div_rn(tl.sqrt_rn(v), sqrt_bias_correction2) + eps)
-    return p, m, v
+    return p * decay - adam_direction(m, v, step_size, sqrt_bias_correction2, eps), m, v
 
 
 @triton.jit(do_not_specialize=["seed_low", "seed_high"])

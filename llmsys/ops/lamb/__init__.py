@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from llmsys.ops import _check
-from llmsys.ops._op import Impl, ListOp
+from llmsys.ops._op import Impl, ListOp, triton
 from llmsys.ops.lamb import native, reference
 
 OP = ListOp(
@@ -18,6 +18,7 @@ OP = ListOp(
     backward=None,
     implementations=[
         native.CPU,
+        triton("llmsys.ops.lamb.triton_kernels"),
         Impl("reference", reference.forward),
     ],
 )
