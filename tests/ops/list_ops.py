@@ -86,6 +86,7 @@ def checks(op: ListOp, cases: ModuleType) -> list[Check]:
         for runner in runners(op)
         for dtype in DTYPES
         for kind, body in _KINDS.items()
+        if not (runner.slow and dtype == torch.float16 and body is not _accurate)
     ]
     reference = Runner("reference", "reference")
     return found + [Check(op, reference, torch.float64, kind, partial(body, op, cases)) for kind, body in _ONCE.items()]
@@ -96,7 +97,7 @@ def _accurate(op: ListOp, cases: ModuleType, runner: Runner, dtype: torch.dtype)
     for variant in cases.VARIANTS:
         if op.implementations[runner.implementation].why_not(*cases.inputs((1,), dtype, runner.device, **variant)):
             continue
-        for shape in cases.SMALL if not variant else cases.SMALL[-2:]:
+        for shape in cases.SMALL if not variant else cases.SMALL[-1 if runner.slow else -2 :]:
             assert_right(op, cases, runner, shape, dtype, **variant)
 
 

@@ -7,7 +7,7 @@ import torch
 from llmsys.ops._cases import random
 
 # A shape here is the sizes of a list's tensors.
-SMALL = ((0,), (1,), (7, 8, 9), (15, 16, 17), (63, 64, 65), (1000, 0, 3))
+SMALL = ((0,), (1,), (7, 8, 9), (15, 16, 17), (2048, 2049), (63, 64, 65), (1000, 0, 3))
 LARGE = ((1 << 25,), (1 << 22, 1 << 11) * 8)
 VARIANTS: tuple[dict, ...] = (
     {},
