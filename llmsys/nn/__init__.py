@@ -6,7 +6,23 @@ from llmsys.nn.embedding import Embedding
 from llmsys.nn.group_norm import GroupNorm
 from llmsys.nn.layer_norm import LayerNorm
 from llmsys.nn.linear import Linear
+from llmsys.nn.lora_linear import LoRALinear
+from llmsys.nn.losses import CrossEntropyLoss
 from llmsys.nn.mlp import MLP
 from llmsys.nn.rms_norm import RMSNorm
+from llmsys.nn.softmax import Softmax
 
-__all__ = ["GELU", "MLP", "Dropout", "Embedding", "GroupNorm", "LayerNorm", "Linear", "RMSNorm", "SiLU"]
+__all__ = [
+    "GELU",
+    "MLP",
+    "CrossEntropyLoss",
+    "Dropout",
+    "Embedding",
+    "GroupNorm",
+    "LayerNorm",
+    "Linear",
+    "LoRALinear",
+    "RMSNorm",
+    "SiLU",
+    "Softmax",
+]

@@ -65,8 +65,8 @@ class Kernels:
     def floats(self, *shape: int, like: torch.Tensor) -> torch.Tensor:
         """An uninitialised float32 tensor where `like` is."""
         if self.device == "cpu":  # naming the device costs a microsecond
-            return torch.empty(*shape, dtype=torch.float32)
-        return torch.empty(*shape, dtype=torch.float32, device=like.device)
+            return torch.empty(shape, dtype=torch.float32)
+        return torch.empty(shape, dtype=torch.float32, device=like.device)
 
     def why_not(self, tensor: torch.Tensor, *args: object) -> str | None:
         """None when these kernels can read `tensor`, an op's first argument, else why not."""
