@@ -51,8 +51,8 @@ BARS = (
 
 # What an operator of the profiler's list is, by the start of its name. The first that fits counts.
 KINDS = {
-    "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "linear", "mlp"),
     "head and loss": ("linear_cross_entropy", "aten::_log_softmax", "aten::nll_loss"),
+    "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "linear", "mlp"),
     "attention": ("aten::_scaled_dot_product",),
     "optimizer and clipping": ("Optimizer.", "adamw", "grad_norm", "llmsys::adamw", "llmsys::grad_norm"),
     "memory-bound": ("",),
