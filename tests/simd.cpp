@@ -77,3 +77,38 @@ EXPORT void vector_normal_cdf(const float* from, float* to, int64_t size) {
 EXPORT void vector_bell(const float* from, float* to, int64_t size) {
   apply(Way::pair, from, to, size, [](F32 x) { return bell(x); });
 }
+
+EXPORT void saturated_bytes(const int32_t* from, uint8_t* to, int64_t size, int16_t shift) {
+  for (int64_t at = 0; at < size; at += 4 * kLanes) {
+    I32 values[4];
+    memcpy(values, from + at, sizeof values);
+    store_bytes(to + at, values, shift);
+  }
+}
+
+EXPORT void look_up(const float* eight, const uint32_t* sixteen, const uint32_t* index, float* of_eight,
+                    uint32_t* of_sixteen, int64_t size) {
+  float floats[8];
+  uint32_t integers[16];
+  memcpy(floats, eight, sizeof floats);
+  memcpy(integers, sixteen, sizeof integers);
+  for (int64_t at = 0; at < size; at += kLanes) {
+    U32 here;
+    memcpy(&here, index + at, sizeof here);
+    store(of_eight + at, lookup(floats, here));
+    store_vector<false>(of_sixteen + at, lookup(integers, here));
+  }
+}
+
+EXPORT void extremes(const float* a, const float* b, float* lower, float* upper, int64_t size) {
+  for (int64_t at = 0; at < size; at += kLanes) {
+    store(lower + at, min(load(a + at), load(b + at)));
+    store(upper + at, max(load(a + at), load(b + at)));
+  }
+}
+
+EXPORT uint32_t largest_lane(const uint32_t* from) {
+  U32 lanes;
+  memcpy(&lanes, from, sizeof lanes);
+  return max_lane(lanes);
+}

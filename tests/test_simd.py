@@ -187,6 +187,48 @@ def test_sqrt_is_rounded_right(isa):
     assert_same_but_for_payloads(mapped(isa, "vector_sqrt", x), x.double().sqrt().float())
 
 
+def call(isa: str, function: str, *args: torch.Tensor | int) -> int:
+    given = [ctypes.c_void_p(arg.data_ptr()) if isinstance(arg, torch.Tensor) else ctypes.c_int64(arg) for arg in args]
+    return getattr(library(isa), function)(*given)
+
+
+@isas
+@pytest.mark.parametrize("shift", [-1, 0, 127])
+def test_bytes_saturate_in_order(isa, shift):
+    values = torch.arange(-448, 576, dtype=torch.int32)
+    found = torch.zeros(len(values), dtype=torch.uint8)
+    call(isa, "saturated_bytes", values, found, len(values), shift)
+    assert torch.equal(found, (values + shift).clamp(0, 255).to(torch.uint8))
+
+
+@isas
+def test_lookups_wrap_around(isa):
+    eight = torch.arange(8, dtype=torch.float32) + 0.5
+    sixteen = torch.arange(16, dtype=torch.int32) * 0x01010101
+    index = torch.randint(-(2**31), 2**31, (512,), generator=torch.Generator().manual_seed(0)).to(torch.int32)
+    of_eight, of_sixteen = torch.zeros(512), torch.zeros(512, dtype=torch.int32)
+    call(isa, "look_up", eight, sixteen, index, of_eight, of_sixteen, 512)
+    assert torch.equal(of_eight, eight[index.long() % 8])
+    assert torch.equal(of_sixteen, sixteen[index.long() % 16])
+
+
+@isas
+def test_extremes_are_the_second_where_one_is_nan(isa):
+    some = torch.tensor([math.nan, -math.inf, -1.0, -0.0, 0.0, 2.0, math.inf, 1e-45])
+    a, b = some.repeat_interleave(8), some.repeat(8)
+    lower, upper = torch.zeros(64), torch.zeros(64)
+    call(isa, "extremes", a, b, lower, upper, 64)
+    assert same_bits(lower, torch.where(a < b, a, b)) and same_bits(upper, torch.where(a > b, a, b))
+
+
+@isas
+def test_largest_lane(isa):
+    for at in range(VECTOR_BYTES[isa] // 4):
+        lanes = torch.arange(VECTOR_BYTES[isa] // 4, dtype=torch.int32)
+        lanes[at] = -5  # the most but four, without a sign
+        assert call(isa, "largest_lane", lanes) == -5
+
+
 def test_an_intrinsic_without_emulation_does_not_compile(tmp_path):
     if missing := avx512.why_not():
         pytest.skip(missing)

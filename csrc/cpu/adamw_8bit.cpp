@@ -1,7 +1,6 @@
 #include "../adamw_8bit.h"
 
 #include "../dynamic_map.h"
-#include "adamw_update.h"
 #include "dispatch.h"
 #include "simd.h"
 #include "tensor_list.h"
@@ -14,51 +13,40 @@ constexpr int kBlock = int(kAdamW8bitBlock);
 LLMSYS_INLINE F32 to_f32(U32 x) { return __builtin_convertvector(reinterpret_cast<I32>(x), F32); }
 LLMSYS_INLINE I32 to_i32(F32 x) { return __builtin_convertvector(x, I32); }  // towards zero
 
-LLMSYS_INLINE F32 number_of(const DynamicMap& map, F32 j) {
-  const U32 entry = as_u32(j) >> 23;  // the biased exponent, 127 + e: e - 1 in its low three bits
-  return multiply_add(lookup(map.step, entry), j, lookup(map.offset, entry));
-}
-
 LLMSYS_INLINE F32 decode_signed(U32 codes) {
-  const F32 k = to_f32(codes) - float(kSignedZero);
-  const U32 sign = as_u32(k) & 0x80000000u;
-  return as_f32(as_u32(number_of(kSignedMap, multiply_add(as_f32(as_u32(k) ^ sign), 2.0f, 1.0f))) | sign);
+  const F32 j = multiply_add(to_f32(codes), 4.0f, -4.0f * kSignedZero);
+  const U32 e = as_u32(j) >> 23, sign = as_u32(j) & 0x80000000u;
+  return multiply_add(lookup(kSignedMap.step, e), j, as_f32(as_u32(lookup(kSignedMap.offset, e)) ^ sign));
 }
 
-LLMSYS_INLINE F32 decode_unsigned(U32 codes) { return number_of(kUnsignedMap, to_f32(codes) + 1.0f); }
+LLMSYS_INLINE F32 decode_unsigned(U32 codes) {
+  const F32 j = multiply_add(to_f32(codes), 2.0f, 2.0f);
+  const U32 e = as_u32(j) >> 23;
+  return multiply_add(lookup(kUnsignedMap.step, e), j, lookup(kUnsignedMap.offset, e));
+}
 
-constexpr int kAbreast = 4;  // vectors that are encoded step by step together, so that no step waits for the one before
-
-// Codes of the numbers nearest to `from` * inverse.
+// Codes of the numbers nearest to `from` * inverse. Step by step, so that no step waits for the one before.
 template <bool kSigned>
 LLMSYS_INLINE void encode(const float* from, float inverse, uint8_t* codes) {
   constexpr const DynamicMap& map = kSigned ? kSignedMap : kUnsignedMap;
-  constexpr float kHalf = kSigned ? 0.5f : 1.0f;  // a magnitude is half of J
-  F32 y[kAbreast], x[kAbreast];
-  U32 sign[kAbreast];
-  I32 e[kAbreast];
-  for (int i = 0; i < kAbreast; ++i) y[i] = load(from + i * kLanes) * inverse;
-  for (int i = 0; i < kAbreast; ++i) sign[i] = as_u32(y[i]) & (kSigned ? 0x80000000u : 0u);
-  for (int i = 0; i < kAbreast; ++i) y[i] = as_f32(as_u32(y[i]) ^ sign[i]);
-  for (int i = 0; i < kAbreast; ++i) x[i] = multiply_add(to_f32(as_u32(y[i])), kDecadesPerBit, kDecadeOfZeroBits);
-  for (int i = 0; i < kAbreast; ++i) e[i] = to_i32(max(x[i], F32{}));
-  for (int i = 0; i < kAbreast; ++i) x[i] = lookup(map.end, reinterpret_cast<U32>(e[i]));
-  for (int i = 0; i < kAbreast; ++i) e[i] = e[i] - (y[i] >= x[i]);
-  for (int i = 0; i < kAbreast; ++i) x[i] = lookup(map.slope, reinterpret_cast<U32>(e[i]));
-  for (int i = 0; i < kAbreast; ++i) x[i] = multiply_add(x[i], y[i], kIntercept);
-  for (int i = 0; i < kAbreast; ++i) x[i] = min(x[i], splat(kBelowTwo)) * kHalf;
-  for (int i = 0; i < kAbreast; ++i) x[i] = as_f32((as_u32(x[i]) + (reinterpret_cast<U32>(e[i]) << 23)) | sign[i]);
-  for (int i = 0; i < kAbreast; ++i) e[i] = to_i32(x[i]) + (kSigned ? kSignedZero : -1);
-  for (int i = 0; i < kAbreast; ++i) e[i] = e[i] < 0 ? I32{} : e[i];  // of 0, and of -1, which has no code as 1 has
-  for (int i = 0; i < kAbreast; i += 2)
-    store_pair(codes + i * kLanes, reinterpret_cast<U32>(e[i]), reinterpret_cast<U32>(e[i + 1]));
+  F32 y[4], x[4];
+  U32 e[4], sign[4];
+  I32 place[4];
+  for (int i = 0; i < 4; ++i) x[i] = load(from + i * kLanes) * inverse;
+  for (int i = 0; i < 4; ++i) sign[i] = as_u32(x[i]) & (kSigned ? 0x80000000u : 0u);
+  for (int i = 0; i < 4; ++i) y[i] = max(as_f32(as_u32(x[i]) ^ sign[i]), splat(kSmallestQuotient));
+  for (int i = 0; i < 4; ++i) e[i] = lookup(map.decade, as_u32(y[i]) >> 24);
+  for (int i = 0; i < 4; ++i) e[i] = (e[i] + as_u32(y[i])) >> 24;
+  for (int i = 0; i < 4; ++i) x[i] = lookup(map.slope, e[i]);
+  for (int i = 0; i < 4; ++i) x[i] = min(multiply_add(x[i], y[i], map.intercept), splat(map.below_two));
+  for (int i = 0; i < 4; ++i) x[i] = as_f32((as_u32(x[i]) + (e[i] << 23)) | sign[i]);
+  for (int i = 0; i < 4; ++i) place[i] = to_i32(x[i]);
+  store_bytes(codes, place, kSigned ? kSignedZero : -1);  // -1 has no code as 1 has: 0, which is nearest
 }
 
 // A block's scale, from lanes of the largest bits of its magnitudes: in the order of bits, NaN is above all.
 LLMSYS_INLINE float scale_of(U32 largest) {
-  uint32_t bits = 0x00800000u;  // 2^-126, whose inverse is finite
-  for (int i = 0; i < kLanes; ++i)
-    if (largest[i] > bits) bits = largest[i];
+  uint32_t bits = max_lane(max(largest, splat(0x00800000u)));  // 2^-126, whose inverse is finite
   if (bits >= 0x7f800000u) bits = 0x7fc00000u;
   float scale;
   memcpy(&scale, &bits, sizeof scale);
@@ -67,12 +55,27 @@ LLMSYS_INLINE float scale_of(U32 largest) {
 
 template <bool kSigned>
 LLMSYS_INLINE void encode_block(const float* moments, float scale, uint8_t* codes) {
-  if (scale != scale) {
-    for (int i = 0; i < kBlock; ++i) codes[i] = kSigned ? kSignedZero : 0;
-    return;
-  }
-  for (int i = 0; i < kBlock; i += kAbreast * kLanes) encode<kSigned>(moments + i, 1.0f / scale, codes + i);
+  const float inverse = scale == scale ? 1.0f / scale : 0.0f;  // of NaN: the codes of 0
+  for (int at = 0; at < kBlock; at += 4 * kLanes) encode<kSigned>(moments + at, inverse, codes + at);
 }
+
+// What all elements share: computed in float64, rounded once.
+struct Shared {
+  float from_m, from_g, from_v, root_from_square, decay, step_size, eps;
+
+  explicit Shared(const AdamW8bit& args) {
+    const double scale = (args.maximize ? -1.0 : 1.0) * (args.grad_scale ? *args.grad_scale : 1.0f);
+    from_m = float(args.beta1);
+    from_g = float((1.0 - args.beta1) * scale);
+    from_v = float(args.beta2);
+    root_from_square = float(__builtin_sqrt(1.0 - args.beta2) * scale);
+    decay = float(1.0 - args.lr * args.weight_decay);
+    // sqrt(bias_correction2) taken out of the denominator: one division an element instead of two.
+    const double correction2 = __builtin_sqrt(args.bias_correction2);
+    step_size = float(args.lr / args.bias_correction1 * correction2);
+    eps = float(args.eps * correction2);
+  }
+};
 
 template <class P, class G>
 struct Block {
@@ -83,25 +86,24 @@ struct Block {
   float* master;
 };
 
-template <bool kFromGrad, class P, class G>
-LLMSYS_INLINE void update_block(const AdamWShared& shared, const Block<P, G>& block) {
+template <class P, class G>
+LLMSYS_INLINE void update_block(const Shared& shared, const Block<P, G>& block) {
   alignas(64) float ms[kBlock], vs[kBlock];
-  const float m_scale = *block.exp_avg_scale, v_scale = *block.exp_avg_sq_scale;
+  const float from_m = shared.from_m * *block.exp_avg_scale, from_v = shared.from_v * *block.exp_avg_sq_scale;
   U32 m_largest = {}, v_largest = {};
   for (int at = 0; at < kBlock; at += 2 * kLanes) {
-    F32 p[2], g[2], m[2], v[2];
+    F32 p[2];
     for (int i = 0; i < 2; ++i) {
-      p[i] = block.master ? load(block.master + at + i * kLanes) : load(block.param + at + i * kLanes);
-      g[i] = load(block.grad + at + i * kLanes);
-    }
-    for (int i = 0; i < 2; ++i) m[i] = decode_signed(load(block.exp_avg + at + i * kLanes)) * m_scale;
-    for (int i = 0; i < 2; ++i) v[i] = decode_unsigned(load(block.exp_avg_sq + at + i * kLanes)) * v_scale;
-    for (int i = 0; i < 2; ++i) adamw_update<kFromGrad>(shared, g[i], p[i], m[i], v[i]);
-    for (int i = 0; i < 2; ++i) {
-      store(ms + at + i * kLanes, m[i]);
-      store(vs + at + i * kLanes, v[i]);
-      m_largest = max(m_largest, as_u32(m[i]) & 0x7fffffffu);
-      v_largest = max(v_largest, as_u32(v[i]) & 0x7fffffffu);
+      const int here = at + i * kLanes;
+      const F32 g = load(block.grad + here), root = g * shared.root_from_square;
+      const F32 m = multiply_add(decode_signed(load(block.exp_avg + here)), from_m, g * shared.from_g);
+      const F32 v = multiply_add(decode_unsigned(load(block.exp_avg_sq + here)), from_v, root * root);
+      p[i] = block.master ? load(block.master + here) : load(block.param + here);
+      p[i] = multiply_add(p[i], shared.decay, -(shared.step_size * m / (sqrt(v) + shared.eps)));
+      store(ms + here, m);
+      store(vs + here, v);
+      m_largest = max(m_largest, as_u32(m) & 0x7fffffffu);
+      v_largest = max(v_largest, as_u32(v));  // not negative, but for NaN
     }
     if (block.master) store_pair<false>(block.master + at, p[0], p[1]);
     store_pair<false>(block.param + at, p[0], p[1]);
@@ -113,8 +115,8 @@ LLMSYS_INLINE void update_block(const AdamWShared& shared, const Block<P, G>& bl
 }
 
 // A block of fewer elements, as a whole one filled up with zeros, which change neither scale.
-template <bool kFromGrad, class P, class G>
-__attribute__((noinline)) void update_part(const AdamWShared& shared, const Block<P, G>& part, int64_t size) {
+template <class P, class G>
+__attribute__((noinline)) void update_part(const Shared& shared, const Block<P, G>& part, int64_t size) {
   P param[kBlock] = {};
   G grad[kBlock] = {};
   uint8_t exp_avg[kBlock], exp_avg_sq[kBlock] = {};
@@ -125,16 +127,16 @@ __attribute__((noinline)) void update_part(const AdamWShared& shared, const Bloc
   memcpy(exp_avg, part.exp_avg, size);
   memcpy(exp_avg_sq, part.exp_avg_sq, size);
   if (part.master) memcpy(master, part.master, size * sizeof(float));
-  update_block<kFromGrad, P, G>(shared, {param, grad, exp_avg, exp_avg_sq, part.exp_avg_scale, part.exp_avg_sq_scale,
-                                         part.master ? master : nullptr});
+  update_block<P, G>(shared, {param, grad, exp_avg, exp_avg_sq, part.exp_avg_scale, part.exp_avg_sq_scale,
+                              part.master ? master : nullptr});
   memcpy(part.param, param, size * sizeof(P));
   memcpy(part.exp_avg, exp_avg, size);
   memcpy(part.exp_avg_sq, exp_avg_sq, size);
   if (part.master) memcpy(part.master, master, size * sizeof(float));
 }
 
-template <bool kFromGrad, class P, class G>
-void update_run(const AdamWShared& shared, const AdamW8bitTensor& t, int64_t begin, int64_t end) {
+template <class P, class G>
+void update_run(const Shared& shared, const AdamW8bitTensor& t, int64_t begin, int64_t end) {
   for (int64_t at = begin; at < end; at += kBlock) {
     const int64_t number = at / kBlock;
     const Block<P, G> block = {static_cast<P*>(t.param) + at,
@@ -145,9 +147,9 @@ void update_run(const AdamWShared& shared, const AdamW8bitTensor& t, int64_t beg
                                t.exp_avg_sq_scale + number,
                                t.master ? t.master + at : nullptr};
     if (end - at >= kBlock)
-      update_block<kFromGrad>(shared, block);
+      update_block(shared, block);
     else
-      update_part<kFromGrad>(shared, block, end - at);
+      update_part(shared, block, end - at);
   }
 }
 
@@ -155,13 +157,11 @@ void update_run(const AdamWShared& shared, const AdamW8bitTensor& t, int64_t beg
 
 void adamw_8bit(const AdamW8bit& args) {
   const TensorList<AdamW8bitTensor> list(args.tensors, args.num_tensors, kBlock);
-  const AdamWShared shared(args);
+  const Shared shared(args);
   with_type(args.param_dtype, [&](auto param) {
     with_type(args.grad_dtype, [&](auto grad) {
       list.for_each_run(grain_of(kBlock * 16), [&](const AdamW8bitTensor& tensor, int64_t begin, int64_t end, int64_t) {
-        auto* run = shared.from_grad ? update_run<true, decltype(param), decltype(grad)>
-                                     : update_run<false, decltype(param), decltype(grad)>;
-        run(shared, tensor, begin, end);
+        update_run<decltype(param), decltype(grad)>(shared, tensor, begin, end);
       });
     });
   });

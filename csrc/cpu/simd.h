@@ -73,9 +73,33 @@ LLMSYS_INLINE U32 as_u32(F32 value) { return reinterpret_cast<U32>(value); }
 
 LLMSYS_INLINE F32 select(I32 mask, F32 yes, F32 no) { return mask ? yes : no; }
 LLMSYS_INLINE U32 select(I32 mask, U32 yes, U32 no) { return mask ? yes : no; }
-LLMSYS_INLINE F32 min(F32 a, F32 b) { return a < b ? a : b; }
-LLMSYS_INLINE F32 max(F32 a, F32 b) { return a > b ? a : b; }
 LLMSYS_INLINE U32 max(U32 a, U32 b) { return a > b ? a : b; }
+
+// a < b ? a : b, so b where one is NaN. GCC makes two instructions of that.
+LLMSYS_INLINE F32 min(F32 a, F32 b) {
+#if LLMSYS_AVX512
+  return _mm512_min_ps(a, b);
+#elif defined(__AVX2__)
+  return _mm256_min_ps(a, b);
+#elif defined(__x86_64__)
+  return _mm_min_ps(a, b);
+#else
+  return a < b ? a : b;
+#endif
+}
+
+// a > b ? a : b, so b where one is NaN.
+LLMSYS_INLINE F32 max(F32 a, F32 b) {
+#if LLMSYS_AVX512
+  return _mm512_max_ps(a, b);
+#elif defined(__AVX2__)
+  return _mm256_max_ps(a, b);
+#elif defined(__x86_64__)
+  return _mm_max_ps(a, b);
+#else
+  return a > b ? a : b;
+#endif
+}
 
 // a b + c, rounded once where the machine has such an instruction.
 LLMSYS_INLINE F32 multiply_add(F32 a, F32 b, F32 c) {
@@ -290,8 +314,20 @@ LLMSYS_INLINE void store_pair(float* p, F32 low, F32 high) {
   store_vector<kStream>(p + kLanes, high);
 }
 
+#if defined(__AVX512BF16__)
+// Whether one is a subnormal number, which the instructions for bfloat16 take for zero; all others round as elsewhere.
+LLMSYS_INLINE bool any_subnormal(F32 a, F32 b) {
+  return !_kortestz_mask16_u8(_mm512_fpclass_ps_mask(a, 0x20), _mm512_fpclass_ps_mask(b, 0x20));
+}
+#endif
+
 template <bool kStream, class Half>
 LLMSYS_INLINE void store_pair(Half* p, F32 low, F32 high) {
+#if defined(__AVX512BF16__)
+  if constexpr (__is_same(Half, bfloat16))
+    if (__builtin_expect(!any_subnormal(low, high), 1))
+      return store_vector<kStream>(p, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low)));
+#endif
   store_vector<kStream>(p, narrow_pair(to_bits(Half{}, low), to_bits(Half{}, high)));
 }
 
@@ -366,9 +402,7 @@ template <Order kOrder, bool kStream, class T>
 LLMSYS_INLINE void store_block(T* p, Block block) {
   if constexpr (kOrder == Order::alternate && __is_same(T, bfloat16)) {
 #if defined(__AVX512BF16__)
-    // The instruction takes subnormal numbers for zero, and rounds all others as below.
-    const auto subnormal = [](F32 value) { return _mm512_fpclass_ps_mask(value, 0x20); };
-    if (__builtin_expect(_kortestz_mask16_u8(subnormal(block.first), subnormal(block.second)), 1)) {
+    if (__builtin_expect(!any_subnormal(block.first, block.second), 1)) {
       const __m512i halves = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(block.second, block.first));
       return store_vector<kStream>(p, _mm512_permutexvar_epi16(reinterpret_cast<__m512i>(interleaved()), halves));
     }
@@ -407,19 +441,34 @@ LLMSYS_INLINE U32 load(const uint8_t* p) {
 #endif
 }
 
-// Stores a pair of vectors, each element below 2^8, as bytes.
-LLMSYS_INLINE void store_pair(uint8_t* p, U32 low, U32 high) {
+// Stores four vectors of `values` + shift, each below 2^15, as bytes: what is below 0 as 0, above 255 as 255.
+LLMSYS_INLINE void store_bytes(uint8_t* p, const I32 (&values)[4], int16_t shift) {
 #if LLMSYS_AVX512
-  const __m128i halves[2] = {_mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(low)),
-                             _mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(high))};
-  memcpy(p, halves, sizeof halves);
+  const auto words = [&](int i) {
+    const __m512i both =
+        _mm512_packs_epi32(reinterpret_cast<__m512i>(values[i]), reinterpret_cast<__m512i>(values[i + 1]));
+    return reinterpret_cast<__m512i>(reinterpret_cast<U16x2>(both) + uint16_t(shift));
+  };
+  const I32 order = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};  // packs go by 16 bytes
+  const __m512i bytes = _mm512_packus_epi16(words(0), words(2));
+  store_vector<false>(p, _mm512_permutexvar_epi32(reinterpret_cast<__m512i>(order), bytes));
 #elif defined(__AVX2__)
-  const __m256i both = reinterpret_cast<__m256i>(narrow_pair(low, high));
-  const __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(both), _mm256_extracti128_si256(both, 1));
-  memcpy(p, &bytes, sizeof bytes);
+  const auto words = [&](int i) {
+    const __m256i both =
+        _mm256_packs_epi32(reinterpret_cast<__m256i>(values[i]), reinterpret_cast<__m256i>(values[i + 1]));
+    return reinterpret_cast<__m256i>(reinterpret_cast<U16x2>(both) + uint16_t(shift));
+  };
+  const I32 order = {0, 4, 1, 5, 2, 6, 3, 7};
+  const __m256i bytes = _mm256_packus_epi16(words(0), words(2));
+  store_vector<false>(p, _mm256_permutevar8x32_epi32(bytes, reinterpret_cast<__m256i>(order)));
 #else
-  const U8 halves[2] = {__builtin_convertvector(low, U8), __builtin_convertvector(high, U8)};
-  memcpy(p, halves, sizeof halves);
+  for (int i = 0; i < 4; ++i) {
+    I32 clamped = values[i] + int32_t(shift);
+    clamped = clamped < 0 ? I32{} : clamped;
+    clamped = clamped > 255 ? I32{} + 255 : clamped;
+    const U8 bytes = __builtin_convertvector(clamped, U8);
+    memcpy(p + i * kLanes, &bytes, sizeof bytes);
+  }
 #endif
 }
 
@@ -428,8 +477,7 @@ LLMSYS_INLINE void prefetch(const void* p) { __builtin_prefetch(p); }
 // table[index % 8] of each element: one instruction where registers hold eight.
 LLMSYS_INLINE F32 lookup(const float (&table)[8], U32 index) {
 #if LLMSYS_AVX512
-  const __m256 entries = _mm256_loadu_ps(table);
-  return _mm512_permutexvar_ps(reinterpret_cast<__m512i>(index & 7u), _mm512_castps256_ps512(entries));
+  return _mm512_permutexvar_ps(reinterpret_cast<__m512i>(index), _mm512_broadcast_f32x8(_mm256_loadu_ps(table)));
 #elif defined(__AVX2__)
   return _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), reinterpret_cast<__m256i>(index));
 #else
@@ -439,7 +487,34 @@ LLMSYS_INLINE F32 lookup(const float (&table)[8], U32 index) {
 #endif
 }
 
+// table[index % 16] of each element.
+LLMSYS_INLINE U32 lookup(const uint32_t (&table)[16], U32 index) {
+#if LLMSYS_AVX512
+  return reinterpret_cast<U32>(_mm512_permutexvar_epi32(reinterpret_cast<__m512i>(index), _mm512_loadu_si512(table)));
+#elif defined(__AVX2__)
+  const auto eight = [&](int first) {
+    const __m256i entries = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(table + first));
+    return _mm256_castsi256_ps(_mm256_permutevar8x32_epi32(entries, reinterpret_cast<__m256i>(index)));
+  };
+  const __m256 upper = _mm256_castsi256_ps(reinterpret_cast<__m256i>(index << 28));  // its signs: index & 8
+  return reinterpret_cast<U32>(_mm256_blendv_ps(eight(0), eight(8), upper));
+#else
+  U32 found;
+  for (int i = 0; i < kLanes; ++i) found[i] = table[index[i] & 15u];
+  return found;
+#endif
+}
+
 // ---- loops and sums ----
+
+template <int kHalf = kLanes / 2>
+LLMSYS_INLINE uint32_t max_lane(U32 x) {
+  if constexpr (kHalf > 0) {
+    const F32 other = picked(as_f32(x), as_f32(x), [](int i) { return (i + kHalf) % kLanes; });
+    return max_lane<kHalf / 2>(max(x, as_u32(other)));
+  }
+  return x[0];
+}
 
 // The largest lane; NaN is passed over where another lane is none.
 LLMSYS_INLINE float max_lane(F32 x) {

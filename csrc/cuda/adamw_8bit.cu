@@ -27,49 +27,57 @@ struct Batch {
 };
 static_assert(sizeof(Batch) <= 4096, "kernel arguments hold 4 KiB");
 
-// The map's tables, an entry in each lane, in eights: lanes look up each other's. All lanes of the warp must take part.
+__device__ unsigned bits_of(float value) {
+  unsigned bits;
+  memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
+// The map's tables, an entry in each lane, over and over: lanes look up each other's. All lanes of the warp must take
+// part. See dynamic_map.h.
 struct Lookup {
-  float step, offset, end, slope;
+  float step, offset, slope, intercept, below_two;
+  unsigned decade;
 
-  __device__ explicit Lookup(const DynamicMap& map) {
-    const int entry = threadIdx.x % 8;
-    step = map.step[entry];
-    offset = map.offset[entry];
-    end = map.end[entry];
-    slope = map.slope[entry];
+  __device__ explicit Lookup(const DynamicMap& map) : intercept(map.intercept), below_two(map.below_two) {
+    step = map.step[threadIdx.x % 8];
+    offset = map.offset[threadIdx.x % 8];
+    slope = map.slope[threadIdx.x % 8];
+    decade = map.decade[threadIdx.x % 16];
   }
 
-  __device__ static float of(float table, int entry) { return __shfl_sync(0xffffffffu, table, entry & 7); }
-
-  __device__ float number(int j) const {
-    int exponent;
-    frexpf(float(j), &exponent);  // one above e
-    return of(step, exponent - 2) * float(j) + of(offset, exponent - 2);
+  template <class T>
+  __device__ static T of(T table, unsigned entry) {
+    return __shfl_sync(0xffffffffu, table, entry % 16);
   }
 
-  // The whole part of `half` * 2^e * (slope * y + 8/9): see dynamic_map.h.
-  __device__ int place(float y, float half) const {
-    int bits;
-    memcpy(&bits, &y, sizeof bits);
-    int e = int(fmaxf(float(bits) * kDecadesPerBit + kDecadeOfZeroBits, 0.0f));
-    e += y >= of(end, e);
-    return int(ldexpf(fminf(of(slope, e) * y + kIntercept, kBelowTwo) * half, e));
+  __device__ float number(float j) const {
+    const unsigned e = bits_of(j) >> 23;
+    return fmaf(of(step, e), j, of(offset, e));
+  }
+
+  __device__ int place(float y) const {
+    y = fmaxf(y, kSmallestQuotient);
+    const unsigned bits = bits_of(y), e = (bits + of(decade, bits >> 24)) >> 24;
+    return int(ldexpf(fminf(fmaf(of(slope, e), y, intercept), below_two), int(e)));
   }
 };
 
 __device__ float decode_signed(const Lookup& map, int code) {
-  const int k = code - kSignedZero, magnitude = k < 0 ? -k : k;
-  const float number = map.number(2 * magnitude + 1);
+  const int k = code - kSignedZero;
+  const float number = map.number(float(4 * (k < 0 ? -k : k)));
   return k < 0 ? -number : number;
 }
 
+__device__ float decode_unsigned(const Lookup& map, int code) { return map.number(float(2 * code + 2)); }
+
 __device__ int encode_signed(const Lookup& map, float y) {
-  const int k = map.place(fabsf(y), 0.5f), code = kSignedZero + (y < 0 ? -k : k);
+  const int k = map.place(fabsf(y)), code = kSignedZero + (y < 0 ? -k : k);
   return code < 0 ? 0 : code;  // -1 has no code of its own, as 1 has
 }
 
 __device__ int encode_unsigned(const Lookup& map, float y) {
-  const int j = map.place(y, 1.0f);
+  const int j = map.place(y);
   return j < 1 ? 0 : j - 1;
 }
 
@@ -84,12 +92,6 @@ __device__ float scale_of(unsigned largest) {
   float scale;
   memcpy(&scale, &largest, sizeof scale);
   return scale;
-}
-
-__device__ unsigned magnitude_bits(float value) {
-  unsigned bits;
-  memcpy(&bits, &value, sizeof bits);
-  return bits & 0x7fffffffu;
 }
 
 // kWidth elements, `count` of them in the array; at once where `whole` says that they all are and addresses allow.
@@ -143,13 +145,13 @@ __global__ void __launch_bounds__(kThreads) adamw_8bit_kernel(const __grid_const
   for (int k = 0; k < kWidth; ++k) {
     const float g = grads[k] * grad_scale;
     m[k] = decode_signed(signed_map, ms.values[k]) * m_scale;
-    v[k] = unsigned_map.number(vs.values[k] + 1) * v_scale;
+    v[k] = decode_unsigned(unsigned_map, vs.values[k]) * v_scale;
     m[k] = fmaf(g - m[k], batch.toward_grad, batch.from_grad ? g : m[k]);
     v[k] = fmaf(v[k], batch.beta2, g * batch.one_minus_beta2 * g);
     p.set(k, fmaf(p[k], batch.decay, -(batch.step_size * m[k] / (sqrtf(v[k]) + batch.eps))));
     params.set(k, p[k]);
     if (k < count) {
-      const unsigned m_bits = magnitude_bits(m[k]), v_bits = magnitude_bits(v[k]);
+      const unsigned m_bits = bits_of(fabsf(m[k])), v_bits = bits_of(fabsf(v[k]));
       if (m_bits > m_largest) m_largest = m_bits;
       if (v_bits > v_largest) v_largest = v_bits;
     }

@@ -45,6 +45,16 @@ LLMSYS_EMULATED __m512 fmadd_ps(__m512 a, __m512 b, __m512 c) {
       _mm256_fmadd_ps(half<__m512, __m256>(a, 1), half<__m512, __m256>(b, 1), half<__m512, __m256>(c, 1)));
 }
 
+LLMSYS_EMULATED __m512 min_ps(__m512 a, __m512 b) {
+  return join<__m512>(_mm256_min_ps(half<__m512, __m256>(a, 0), half<__m512, __m256>(b, 0)),
+                      _mm256_min_ps(half<__m512, __m256>(a, 1), half<__m512, __m256>(b, 1)));
+}
+
+LLMSYS_EMULATED __m512 max_ps(__m512 a, __m512 b) {
+  return join<__m512>(_mm256_max_ps(half<__m512, __m256>(a, 0), half<__m512, __m256>(b, 0)),
+                      _mm256_max_ps(half<__m512, __m256>(a, 1), half<__m512, __m256>(b, 1)));
+}
+
 LLMSYS_EMULATED __m512 cvtph_ps(__m256i x) {
   return join<__m512>(_mm256_cvtph_ps(half<__m256i, __m128i>(x, 0)), _mm256_cvtph_ps(half<__m256i, __m128i>(x, 1)));
 }
@@ -95,21 +105,30 @@ LLMSYS_EMULATED __m512i cvtepu8_epi32(__m128i x) {
   return reinterpret_cast<__m512i>(to);
 }
 
-LLMSYS_EMULATED __m128i cvtepi32_epi8(__m512i x) {  // keeps the low bits: does not saturate
-  Lanes32 from = reinterpret_cast<Lanes32>(x);
-  Lanes8 to;
-  for (int i = 0; i < 16; ++i) to[i] = uint8_t(from[i]);
-  return reinterpret_cast<__m128i>(to);
-}
-
 LLMSYS_EMULATED __m512 permutexvar_ps(__m512i index, __m512 table) {
   Lanes32 at = reinterpret_cast<Lanes32>(index), entries = reinterpret_cast<Lanes32>(table), found;
   for (int i = 0; i < 16; ++i) found[i] = entries[at[i] & 15];
   return reinterpret_cast<__m512>(found);
 }
 
-LLMSYS_EMULATED __m512 castps256_ps512(__m256 low) {  // the upper half is undefined: here, not numbers
-  return join<__m512>(low, _mm256_set1_ps(__builtin_nanf("")));
+LLMSYS_EMULATED __m512i permutexvar_epi32(__m512i index, __m512i table) {
+  return reinterpret_cast<__m512i>(permutexvar_ps(index, reinterpret_cast<__m512>(table)));
+}
+
+LLMSYS_EMULATED __m512 broadcast_f32x8(__m256 half) { return join<__m512>(half, half); }
+
+LLMSYS_EMULATED __m512i loadu_si512(const void* from) {
+  __m512i value;
+  memcpy(&value, from, sizeof value);
+  return value;
+}
+
+LLMSYS_EMULATED __m512i packs_epi32(__m512i x, __m512i y) {  // in each 16 bytes
+  return by_halves(x, y, [](__m256i a, __m256i b) { return _mm256_packs_epi32(a, b); });
+}
+
+LLMSYS_EMULATED __m512i packus_epi16(__m512i x, __m512i y) {
+  return by_halves(x, y, [](__m256i a, __m256i b) { return _mm256_packus_epi16(a, b); });
 }
 
 LLMSYS_EMULATED __mmask16 movepi32_mask(__m512i x) {
@@ -141,11 +160,16 @@ LLMSYS_EMULATED void stream_si512(__m512i* p, __m512i x) {
 #define _mm512_cvtepi32_epi16 emulated_avx512::cvtepi32_epi16
 #define _mm512_cmp_ps_mask(a, b, predicate) emulated_avx512::cmp_ps_mask<(predicate)>(a, b)
 #define _mm512_mul_epu32 emulated_avx512::mul_epu32
-#define _mm512_castps256_ps512 emulated_avx512::castps256_ps512
-#define _mm512_cvtepi32_epi8 emulated_avx512::cvtepi32_epi8
+#define _mm512_broadcast_f32x8 emulated_avx512::broadcast_f32x8
 #define _mm512_cvtepu8_epi32 emulated_avx512::cvtepu8_epi32
 #define _mm512_fmadd_ps emulated_avx512::fmadd_ps
+#define _mm512_loadu_si512 emulated_avx512::loadu_si512
+#define _mm512_max_ps emulated_avx512::max_ps
+#define _mm512_min_ps emulated_avx512::min_ps
 #define _mm512_movepi32_mask emulated_avx512::movepi32_mask
+#define _mm512_packs_epi32 emulated_avx512::packs_epi32
+#define _mm512_packus_epi16 emulated_avx512::packus_epi16
+#define _mm512_permutexvar_epi32 emulated_avx512::permutexvar_epi32
 #define _mm512_permutexvar_ps emulated_avx512::permutexvar_ps
 #define _mm512_sqrt_ps emulated_avx512::sqrt_ps
 #define _mm512_stream_si512 emulated_avx512::stream_si512

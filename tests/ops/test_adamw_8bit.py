@@ -99,6 +99,20 @@ def test_codes_are_the_nearest(runner, step):
 
 
 @signs
+@pytest.mark.parametrize("shift", [-4e-6, 4e-6])
+def test_codes_beside_every_boundary(runner, signed, shift):
+    """Nearer to one than 4e-6 of it, roundings may decide. Moments of 0 become half a gradient, or its square."""
+    y = torch.cat([boundaries(signed) * (1 + shift), torch.ones(1)])
+    g = 2 * (y if signed else y.sqrt()).float()
+    codes, _ = encode((g / 2).double() if signed else (g.double() / 2) ** 2, signed)
+    zeros = [torch.full((256,), zero_code(sign), dtype=torch.uint8) for sign in (True, False)]
+    args = [[torch.zeros(256)], [g], *([zero] for zero in zeros), [torch.ones(1)], [torch.ones(1)], []]
+    args = mapped(lambda tensor: tensor.to(runner.device), args)
+    call(OP, runner, (*args, 0.1, 0.5, 0.75, 1e-8, 0.0, 1, None, False))
+    assert torch.equal(args[2 if signed else 3][0].cpu(), codes)
+
+
+@signs
 def test_every_code_is_decoded(runner, signed):
     """With no gradient and beta 1 the moment stays; it moves a weight of 0 by itself."""
     codes = torch.arange(256, dtype=torch.uint8)

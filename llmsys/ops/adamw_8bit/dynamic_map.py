@@ -32,10 +32,9 @@ def _numbers(signed: bool) -> tuple[float, ...]:
     positive = []
     for decade in range(7):
         size, power = 2 << decade, 10 ** (6 - decade)
-        step = c_float(0.9 / (power * size)).value
-        offset = c_float(((0.0 if signed else 0.45 / size) - 0.8) / power).value
-        multiples = range(size + signed, 2 * size, 2 if signed else 1)  # the odd ones, or all
-        positive += [c_float(step * multiple + offset).value for multiple in multiples]
+        step = c_float(0.45 / (power * size)).value
+        offset = c_float(((0.9 if signed else 0.45) / size - 0.8) / power).value
+        positive += [c_float(step * j + offset).value for j in range(2 * size, 4 * size, 4 if signed else 2)]
     lower = [-number for number in reversed(positive)] if signed else []
     return (*lower, 0.0, *positive, 1.0)
 
