@@ -4,7 +4,9 @@
     python -m benchmarks.readme --check    exit code 1 if they are not what the records say
 
 `<!-- status -->` … `<!-- /status -->` holds what `llmsys doctor --record` found, on every machine that has a record;
-`<!-- bars: benchmarks/records/<machine>/<date>-bars.json -->` … `<!-- /bars -->` the bars of the record it names.
+`<!-- bars: benchmarks/records/<machine>/<date>-bars.json -->` … `<!-- /bars -->` the bars of the record it names;
+`<!-- step: benchmarks/records/<machine>/<date>-train.json -->` … `<!-- /step -->` a whole step's contenders, and where
+ours spends its time.
 """
 
 import re
@@ -16,6 +18,7 @@ from llmsys.perf.report import CHECKOUT, read_record
 
 COLUMNS = ("subject", "promise", "measured", "status")
 BARS = re.compile(r"(<!-- bars: (?P<record>\S+) -->\n).*?(<!-- /bars -->)", re.DOTALL)
+STEP = re.compile(r"(<!-- step: (?P<record>\S+) -->\n).*?(<!-- /step -->)", re.DOTALL)
 STATUS = re.compile(r"(<!-- status -->\n).*?(<!-- /status -->)", re.DOTALL)
 IMPLEMENTATIONS = {
     "cpu[baseline]": "baseline x86-64",
@@ -37,6 +40,7 @@ def rendered(readme: str, root: Path) -> str:
     if not BARS.search(readme):
         raise ValueError("benchmarks.readme: no marker, expected <!-- bars: PATH --> … <!-- /bars -->")
     readme = BARS.sub(lambda found: found[1] + _bars(root / found["record"]) + found[3], readme)
+    readme = STEP.sub(lambda found: found[1] + _step(root / found["record"]) + found[3], readme)
     return STATUS.sub(lambda found: found[1] + _status(root / "benchmarks" / "records") + found[2], readme)
 
 
@@ -85,6 +89,27 @@ def _bars(path: Path) -> str:
     lines = ["| what | bar | measured | |", "|---|---|---|---|"]
     lines += ["| " + " | ".join(bar[key] for key in COLUMNS) + " |" for bar in content["bars"]]
     return "\n".join([_origin(content), "", *lines, ""])
+
+
+def _step(path: Path) -> str:
+    content, rows = read_record(path)
+    lines = ["| | dtype | s | tokens/s | peak memory, MiB |", "|---|---|---|---|---|"]
+    for dtype in dict.fromkeys(row.dtype for row in rows):
+        ours = [row for row in rows if row.dtype == dtype]
+        contenders = [(row.impl, row.median_s, row.peak_bytes) for row in ours]
+        contenders += [(name, seconds, ours[0].peers_peak_bytes[name]) for name, seconds in ours[0].peers.items()]
+        tokens = ours[0].shape[0] * ours[0].shape[1]
+        lines += [
+            f"| {name} | {dtype} | {seconds:.2f} | {tokens / seconds:,.0f} | {peak / 2**20:,.0f} |"
+            for name, seconds, peak in contenders
+            if seconds is not None and peak is not None
+        ]
+    shares = []
+    for dtype, seconds_by_kind in content["seconds_by_kind"].items():
+        total = sum(seconds_by_kind.values())
+        parts = ", ".join(f"{kind} {100 * seconds / total:.0f} %" for kind, seconds in seconds_by_kind.items())
+        shares.append(f"llmsys in {dtype}: {parts}")
+    return "\n".join([_origin(content), "", *lines, "", "Where the time goes, " + "; ".join(shares) + ".", ""])
 
 
 def _origin(content: dict[str, Any]) -> str:
