@@ -1,8 +1,8 @@
-# make setup · demo · test · lint · bench · doctor · gpu · clean
+# make setup · demo · test · sanitize · lint · bench · doctor · gpu · clean
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-native test-triton test-rest lint format bench doctor gpu clean
+.PHONY: setup demo test test-native test-triton test-rest sanitize lint format bench doctor gpu clean
 
 setup: .venv/ready
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python setup.py -q build_ext --inplace
@@ -27,6 +27,10 @@ test-triton:
 	$(BIN)/python -m pytest -q tests/ops tests/triton -k triton
 test-rest:
 	$(BIN)/python -m pytest -q --ignore=tests/ops --ignore=tests/triton
+
+# The op tests under AddressSanitizer and UndefinedBehaviorSanitizer. Ten minutes to build the first time.
+sanitize: .venv/ready
+	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_WAIT_POLICY=passive $(BIN)/python -m tests.sanitized
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -65,6 +65,18 @@ def load(name: str, objects: list[Path], *flags: str) -> ModuleType:
     return module
 
 
+def sanitized_environment() -> dict[str, str]:
+    """Environment variables of a Python process in which code built with AddressSanitizer runs.
+
+    AddressSanitizer wants the C++ library there when it starts. Python frees nothing at its end, so leaks do not count.
+    """
+    libraries = [
+        subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
+        for name in ("libasan.so", "libstdc++.so.6")
+    ]
+    return {**os.environ, "LD_PRELOAD": " ".join(libraries), "ASAN_OPTIONS": "detect_leaks=0"}
+
+
 class Lazy(ModuleType):
     """Stands for the part of a module that has one device's kernels until one of its functions is called."""
 

@@ -183,7 +183,7 @@ def test_ops_under_address_sanitizer():
     """Every access of every kernel stays within its tensor, and vectors are aligned, at sizes of all kinds."""
     files = [f"tests/ops/test_{name}.py" for name in SIMULATED]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files, "-k", "cuda_simt and any_layout"]
-    run = subprocess.run(command, cwd=simt.ROOT, env=simt.sanitized_environment(), capture_output=True, text=True)
+    run = subprocess.run(command, cwd=simt.ROOT, env=build.sanitized_environment(), capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
     for name in SIMULATED:
         assert re.search(rf"{name} +cuda_simt +executed", run.stdout), run.stdout

@@ -9,8 +9,6 @@ from __future__ import annotations
 import ctypes
 import importlib
 import importlib.util
-import os
-import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -76,17 +74,5 @@ def without_barrier(file: str, line: int) -> Iterator[None]:
 
 
 def has_address_sanitizer() -> bool:
-    """Whether AddressSanitizer was loaded into this process, as `sanitized_environment` has it."""
+    """Whether AddressSanitizer was loaded into this process, as `build.sanitized_environment` has it."""
     return hasattr(ctypes.CDLL(None), "__asan_init")
-
-
-def sanitized_environment() -> dict[str, str]:
-    """Environment variables of a Python process in which kernels are watched by AddressSanitizer.
-
-    AddressSanitizer wants the C++ library there when it starts. Python frees nothing at its end, so leaks do not count.
-    """
-    libraries = [
-        subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
-        for name in ("libasan.so", "libstdc++.so.6")
-    ]
-    return {**os.environ, "LD_PRELOAD": " ".join(libraries), "ASAN_OPTIONS": "detect_leaks=0"}
