@@ -83,9 +83,11 @@ def approximate(op: str, given: str) -> None:
 def out(op: str, given: torch.Tensor, like: torch.Tensor) -> None:
     """A result shaped like `like` can be written to `given`."""
     fits = given.shape == like.shape and given.dtype == like.dtype and given.device == like.device
-    if not (fits and given.is_contiguous()):
+    negated = not torch.compiler.is_compiling() and given.is_neg()
+    if negated or not (fits and given.is_contiguous()):
+        strides = f"{given.stride()}, negated" if negated else given.stride()
         raise ValueError(
-            f"llmsys.{op}: out is {tuple(given.shape)} {given.dtype} on {given.device}, strides {given.stride()}, "
+            f"llmsys.{op}: out is {tuple(given.shape)} {given.dtype} on {given.device}, strides {strides}, "
             f"expected contiguous {tuple(like.shape)} {like.dtype} on {like.device}"
         )
 
@@ -131,6 +133,13 @@ def optimizer_dtypes(given: dict[str, list[torch.Tensor]]) -> dict[str, tuple[to
     wide = (torch.float64,) if double else (torch.float32,)
     narrow = wide if double else (torch.float32, torch.bfloat16, torch.float16)
     return dict.fromkeys(given, wide) | {"params": FLOATS, "grads": narrow}
+
+
+def betas(op: str, **given: float) -> None:
+    """Decay rates of moments: in [0, 1), as a moment that never changes is no moment."""
+    for name, beta in given.items():
+        if not 0 <= beta < 1:
+            raise ValueError(f"llmsys.{op}: {name} is {beta}, expected a number in [0, 1)")
 
 
 def grad_scale(op: str, given: torch.Tensor, param: torch.Tensor) -> None:

@@ -27,6 +27,11 @@ class Matmul(Protocol):
         ...
 
 
+def rows(x: Tensor) -> Tensor:
+    """`x` as a matrix of its last dimension's vectors."""
+    return torch.atleast_2d(x).flatten(0, -2)
+
+
 def why_slower(x: Tensor, *args: object) -> str | None:
     """Why PyTorch's GEMM is the better choice for matrices of x's dtype on this CPU; None where llmsys's own is.
 

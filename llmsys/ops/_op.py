@@ -121,16 +121,17 @@ class Op:
 
     def __call__(self, *args: Any, out: Any = None) -> Any:
         """Run on `args`, which the public function has checked: every argument of the schema, in order."""
-        needs_grad, plain = False, True
+        needs_grad, plain = False, not _is_compiling()
         for i in self._tensors:
             tensor = args[i]
             if tensor is not None:
                 needs_grad = needs_grad or tensor.requires_grad
-                plain = plain and type(tensor) in _PLAIN
-        if not plain or _is_compiling():  # a subclass, or a graph that is traced: both know what a node is
+                plain = plain and type(tensor) in _PLAIN and not tensor.is_neg()
+        if not plain:  # a graph that is traced, a subclass, a view of minus what is in memory: PyTorch takes a node
             if out is not None:
                 raise ValueError(
-                    f"llmsys.{self.name}: out= given under torch.compile, expected none; the compiler plans memory"
+                    f"llmsys.{self.name}: out= given under torch.compile, for a subclass of torch.Tensor or for a "
+                    "negated view (tensor.is_neg()), expected none"
                 )
             return self._public(self.node(*args))
         if args[0].is_cuda and args[0].device.index != torch.cuda.current_device():
@@ -220,7 +221,7 @@ class Op:
                 shape, dtype, device = ctx.likes[i]
                 args.append(torch.zeros(shape, dtype=dtype, device=device))
             else:
-                args.append(grads[i])
+                args.append(None if grads[i] is None else grads[i].resolve_neg())
         results = run(*args)
         results = (*results, *grads) if isinstance(results, (tuple, list)) else (results, *grads)
         return tuple(
@@ -265,7 +266,9 @@ class ListOp(Op):
     def __call__(self, *args: Any, out: None = None) -> Any:
         """Run on `args`, which the public function has checked: every argument of the schema, in order."""
         lists = [arg for arg in args if isinstance(arg, list)]
-        if torch.compiler.is_compiling() or not all(type(tensor) in _PLAIN for tensors in lists for tensor in tensors):
+        if torch.compiler.is_compiling() or not all(
+            type(tensor) in _PLAIN and not tensor.is_neg() for tensors in lists for tensor in tensors
+        ):
             return self.node(*args)
         if _in_functorch():
             return self.implementations["reference"].forward(*args)

@@ -165,6 +165,8 @@ def test_refuses(change, error, message):
     [
         ({"grad_scale": 0.5}, TypeError, "grad_scale is a float, expected a tensor of shape"),
         ({"step": 0}, ValueError, "step is 0, expected a count from 1"),
+        ({"beta1": -1.0}, ValueError, r"beta1 is -1.0, expected a number in \[0, 1\)"),
+        ({"beta2": 1.0}, ValueError, r"beta2 is 1.0, expected a number in \[0, 1\)"),
         ({"grad_scale": torch.ones(1)}, ValueError, r"grad_scale has shape \(1,\) on cpu, expected \(\) on cpu"),
         (
             {"grad_scale": torch.ones((), dtype=torch.int64)},

@@ -198,3 +198,15 @@ def test_compiles():
     logits, target = torch.randn(6, 50, requires_grad=True), torch.arange(6)
     compiled = torch.compile(lambda x, t: cross_entropy(x, t, label_smoothing=0.1), fullgraph=True)
     torch.testing.assert_close(compiled(logits, target), cross_entropy(logits, target, label_smoothing=0.1))
+
+
+def test_one_row_without_a_dimension_of_rows():
+    logits, target = torch.randn(5), torch.tensor(2)
+    torch.testing.assert_close(cross_entropy(logits, target), F.cross_entropy(logits, target))
+
+
+def test_refuses_an_ignore_index_that_no_target_has():
+    with pytest.raises(
+        ValueError, match="llmsys.cross_entropy: ignore_index is .*, expected a number that int64 holds"
+    ):
+        cross_entropy(torch.randn(2, 5), torch.tensor([0, 1]), ignore_index=2**63)

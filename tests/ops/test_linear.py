@@ -160,3 +160,20 @@ def test_module():
     torch.testing.assert_close(ours(x, residual), F.silu(theirs(x)) + residual)
     assert isinstance(ours, torch.nn.Linear) and "activation='silu'" in repr(ours)
     assert nn.Linear(8, 5, bias=False).bias is None
+
+
+@pytest.mark.parametrize("op", ["linear", "lora_linear"])
+@pytest.mark.parametrize(("inputs", "outputs"), [(0, 3), (3, 0)])
+@pytest.mark.parametrize("lead", [(), (2,), (0,), (2, 0)], ids=str)
+def test_no_features(op, inputs, outputs, lead):
+    """Gradients where the product has no element, or is of none."""
+    shapes = [(*lead, inputs), (outputs, inputs)] + ([(2, inputs), (outputs, 2)] if op == "lora_linear" else [])
+    options = {"activation": "silu"} if op == "linear" else {"scale": 0.5}
+    for implementation in ("cpu", "torch", "reference"):
+        tensors = [torch.randn(shape, requires_grad=True) for shape in shapes]
+        bias = torch.randn(outputs, requires_grad=True)
+        with llmsys.use(**{op: implementation}):
+            y = getattr(llmsys, op)(*tensors, bias=bias, **options)
+        y.sum().backward()
+        assert y.shape == (*lead, outputs)
+        assert all(tensor.grad.shape == tensor.shape for tensor in (*tensors, bias))

@@ -423,3 +423,19 @@ def test_error(name):
     changed, error, message = ERRORS[name]
     with pytest.raises(error, match="llmsys.linear_cross_entropy: .*" + message):
         linear_cross_entropy(**{"input": X, "linear_weight": W, "target": TARGET, **changed})
+
+
+def test_one_row_without_a_dimension_of_rows():
+    t, target = tensors_of(torch.float32, rows=1)
+    row = {**t, "input": t["input"][0]}
+    assert same_bits(ours(row, target[0]), ours(t, target))
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean", "none"])
+def test_negated_views_are_read_as_what_they_are(reduction):
+    t, target = tensors_of(torch.float32)
+    tokens = torch.rand(90)
+    negated = {name: torch._neg_view(-tensor) for name, tensor in {**t, "token_weights": tokens}.items()}
+    assert same_bits(
+        ours(negated, target, reduction=reduction), ours({**t, "token_weights": tokens}, target, reduction=reduction)
+    )

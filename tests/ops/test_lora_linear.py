@@ -113,3 +113,11 @@ def test_error(changed, error, message):
 def test_error_of_merge():
     with pytest.raises(ValueError, match=r"llmsys.lora_merge: weight has shape \(4, 5\), lora_a \(2, 6\)"):
         lora_merge(torch.ones(4, 5), torch.ones(2, 6), torch.ones(4, 2), scale=1.0)
+
+
+def test_merge_refuses_dtypes_and_devices():
+    weight, a, b = torch.ones(3, 4), torch.ones(2, 4), torch.ones(3, 2)
+    with pytest.raises(TypeError, match="llmsys.lora_merge: weight is torch.int64, expected float32"):
+        lora_merge(weight.long(), a, b, scale=1.0)
+    with pytest.raises(ValueError, match="llmsys.lora_merge: lora_a is on meta and weight on cpu"):
+        lora_merge(weight, a.to("meta"), b, scale=1.0)

@@ -219,3 +219,36 @@ def test_nan_goes_through():
     x = X.clone()
     x[1, 2] = float("nan")
     assert torch.equal(llmsys.rms_norm(x, WEIGHT).isnan().any(-1), torch.tensor([False, True, False]))
+
+
+# ---- tensors that are minus what is in memory, as the imaginary part of a conjugate is ----
+
+
+def negated(tensor):
+    return torch._neg_view(-tensor)
+
+
+def test_negated_views_are_read_as_what_they_are():
+    x, weight, dy = torch.randn(3, 5), torch.randn(5), torch.randn(3, 5)
+    assert torch.equal(llmsys.rms_norm(negated(x), negated(weight)), llmsys.rms_norm(x, weight))
+    gradients = []
+    for same in (negated, lambda tensor: tensor):
+        leaf = x.clone().requires_grad_()
+        llmsys.rms_norm(leaf, weight).backward(same(dy))
+        gradients.append(leaf.grad)
+    assert torch.equal(*gradients)
+
+
+def test_negated_gradients_of_an_optimizer():
+    settings = {"lr": 0.1, "beta1": 0.9, "beta2": 0.99, "weight_decay": 0.1}
+    grad, params = torch.randn(7), [torch.ones(7), torch.ones(7)]
+    for param, given in zip(params, (grad, negated(grad)), strict=True):
+        llmsys.ops.lion([param], [given], [torch.zeros(7)], **settings)
+    assert torch.equal(*params)
+
+
+def test_negated_out_is_refused():
+    with pytest.raises(ValueError, match="negated, expected contiguous"):
+        llmsys.silu(torch.ones(5), out=negated(torch.ones(5)))
+    with pytest.raises(ValueError, match="or for a negated view"):
+        llmsys.silu(negated(torch.ones(5)), out=torch.ones(5))

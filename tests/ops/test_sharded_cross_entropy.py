@@ -64,3 +64,5 @@ def test_errors():
         cross_entropy_parts(torch.ones(3, 4), torch.zeros(2, dtype=torch.int64), 0)
     with pytest.raises(ValueError, match="llmsys.merge_cross_entropy: no shards given, expected"):
         merge_cross_entropy([], torch.zeros(2, dtype=torch.int64))
+    with pytest.raises(ValueError, match="llmsys.cross_entropy_parts: first_class is -1, expected a class from 0"):
+        cross_entropy_parts(torch.ones(2, 4), torch.zeros(2, dtype=torch.int64), -1)

@@ -61,8 +61,8 @@ def adamw(
                i of the list, each tensor's beginning at a multiple of 64. Another seed for every call
     Gradient   none
     Cost       per element: param and grad in, param out, 16 bytes of m and v, 8 of a master: bandwidth-bound
-    Errors     ValueError if lists, shapes or devices differ, step < 1, or masters come with stochastic_rounding;
-               TypeError for dtypes not named above
+    Errors     ValueError if lists, shapes or devices differ, step < 1, a beta is outside [0, 1), or masters
+               come with stochastic_rounding; TypeError for dtypes not named above
     Source     Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2
     """
     named = {"params": params, "grads": grads, "exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs, "masters": masters}
@@ -70,6 +70,7 @@ def adamw(
     if not any(lists.values()):
         return
     _check.lists("adamw", lists, _check.optimizer_dtypes(lists), optional=("masters",))
+    _check.betas("adamw", beta1=beta1, beta2=beta2)
     if step < 1:
         raise ValueError(f"llmsys.adamw: step is {step}, expected a count from 1")
     if grad_scale is not None:

@@ -63,8 +63,8 @@ def adamw_8bit(
                of threads
     Gradient   none
     Cost       per element: param and grad in, param out, 4 bytes of m and v, 8 of a master, and 1/16 of scales
-    Errors     ValueError if lists, shapes or devices differ, a state has gaps, or step < 1; TypeError for dtypes not
-               named above
+    Errors     ValueError if lists, shapes or devices differ, a state has gaps, step < 1, or a beta is outside [0, 1);
+               TypeError for dtypes not named above
     Source     Dettmers et al. 2021, arXiv:2110.02861, sections 2 and 3; Loshchilov & Hutter 2019, arXiv:1711.05101
     """
     lists = {
@@ -79,6 +79,7 @@ def adamw_8bit(
     if not any(lists.values()):
         return
     _check_lists(lists)
+    _check.betas("adamw_8bit", beta1=beta1, beta2=beta2)
     if step < 1:
         raise ValueError(f"llmsys.adamw_8bit: step is {step}, expected a count from 1")
     if grad_scale is not None:

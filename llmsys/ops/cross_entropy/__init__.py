@@ -112,6 +112,8 @@ def check_options(
     """Raise unless every option is one that works."""
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"llmsys.{op}: reduction is {reduction!r}, expected 'mean', 'sum' or 'none'")
+    if not -(2**63) <= ignore_index < 2**63:
+        raise ValueError(f"llmsys.{op}: ignore_index is {ignore_index}, expected a number that int64 holds")
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"llmsys.{op}: label_smoothing is {label_smoothing}, expected a number from 0 to 1")
     for name, value in (("z_loss", z_loss), ("softcap", softcap)):

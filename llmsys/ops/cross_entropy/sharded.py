@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from llmsys.ops import _check
+from llmsys.ops.cross_entropy import check_options
 from llmsys.ops.cross_entropy.reference import capped
 
 
@@ -40,6 +42,12 @@ def cross_entropy_parts(
             f"llmsys.cross_entropy_parts: logits has shape {tuple(logits.shape)} and target {tuple(target.shape)} "
             f"{target.dtype}, expected logits (..., V) and target (...) torch.int64 with V > 0"
         )
+    _check.same("cross_entropy_parts", logits=logits)
+    if target.device != logits.device:
+        raise ValueError(f"llmsys.cross_entropy_parts: target is on {target.device}, expected {logits.device}")
+    if not 0 <= first_class < 2**63:
+        raise ValueError(f"llmsys.cross_entropy_parts: first_class is {first_class}, expected a class from 0")
+    check_options("cross_entropy_parts", ignore_index, "none", 0.0, 0.0, softcap)
     z = capped(logits, softcap)
     highest = z.detach().amax(-1)
     total = torch.exp(z - highest[..., None]).sum(-1)

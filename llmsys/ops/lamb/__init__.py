@@ -61,8 +61,8 @@ def lamb(
                i of the list, each tensor's beginning at a multiple of 64. Another seed for every call
     Gradient   none
     Cost       per element: param twice and grad in, param out, 24 bytes of m and v, 12 of a master: bandwidth-bound
-    Errors     ValueError if lists, shapes or devices differ, step < 1, or masters come with stochastic_rounding;
-               TypeError for dtypes not named above
+    Errors     ValueError if lists, shapes or devices differ, step < 1, a beta is outside [0, 1), or masters
+               come with stochastic_rounding; TypeError for dtypes not named above
     Source     You et al. 2019, arXiv:1904.00962, algorithm 2, with the identity for φ
     """
     named = {"params": params, "grads": grads, "exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs, "masters": masters}
@@ -70,6 +70,7 @@ def lamb(
     if not any(lists.values()):
         return
     _check.lists("lamb", lists, _check.optimizer_dtypes(lists), optional=("masters",))
+    _check.betas("lamb", beta1=beta1, beta2=beta2)
     if step < 1:
         raise ValueError(f"llmsys.lamb: step is {step}, expected a count from 1")
     if grad_scale is not None:

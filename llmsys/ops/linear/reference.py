@@ -74,9 +74,9 @@ def backward(
         if torch.is_grad_enabled():
             pre = _product(x, weight, bias, wide).to(x.dtype)
         dz = dz * slope(pre.to(wide), activation)
-    rows = dz.reshape(-1, weight.shape[0])
+    dz_rows, x_rows = (torch.atleast_2d(tensor).flatten(0, -2) for tensor in (dz, x.to(wide)))
     nothing = x.new_empty(0)
     dx = torch.matmul(dz, weight.to(wide)).to(x.dtype).contiguous() if needs_dx else nothing
-    dweight = (rows.t() @ x.to(wide).reshape(-1, x.shape[-1])).to(x.dtype).contiguous() if needs_dweight else nothing
-    dbias = rows.sum(0).to(x.dtype) if needs_dbias else nothing
+    dweight = (dz_rows.t() @ x_rows).to(x.dtype).contiguous() if needs_dweight else nothing
+    dbias = dz_rows.sum(0).to(x.dtype) if needs_dbias else nothing
     return (dx if out is None or not needs_dx else out.copy_(dx)), dweight, dbias

@@ -57,9 +57,9 @@ def backward(
     """(dx, dweight, dbias), without elements where not needed; `out`, where given, is dx."""
     wide = torch.promote_types(x.dtype, torch.float32)
     dz = dy if activation is None else (dy * reference.slope(pre.to(wide), activation)).to(x.dtype)
-    rows = dz.reshape(-1, weight.shape[0])
+    dz_rows, x_rows = (torch.atleast_2d(tensor).flatten(0, -2) for tensor in (dz, x))
     nothing = x.new_empty(0)
     dx = torch.matmul(dz, weight).contiguous() if needs_dx else nothing
-    dweight = (rows.t() @ x.reshape(-1, x.shape[-1])).contiguous() if needs_dweight else nothing
-    dbias = rows.sum(0, dtype=wide).to(x.dtype) if needs_dbias else nothing
+    dweight = (dz_rows.t() @ x_rows).contiguous() if needs_dweight else nothing
+    dbias = dz_rows.sum(0, dtype=wide).to(x.dtype) if needs_dbias else nothing
     return (dx if out is None or not needs_dx else out.copy_(dx)), dweight, dbias

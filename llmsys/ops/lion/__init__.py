@@ -56,8 +56,8 @@ def lion(
                i of the list, each tensor's beginning at a multiple of 64. Another seed for every call
     Gradient   none
     Cost       per element: param and grad in, param out, 8 bytes of m, 8 of a master: bandwidth-bound
-    Errors     ValueError if lists, shapes or devices differ, or masters come with stochastic_rounding; TypeError
-               for dtypes not named above
+    Errors     ValueError if lists, shapes or devices differ, a beta is outside [0, 1), or masters come with
+               stochastic_rounding; TypeError for dtypes not named above
     Source     Chen et al. 2023, arXiv:2302.06675, algorithm 2
     """
     named = {"params": params, "grads": grads, "exp_avgs": exp_avgs, "masters": masters}
@@ -65,6 +65,7 @@ def lion(
     if not any(lists.values()):
         return
     _check.lists("lion", lists, _check.optimizer_dtypes(lists), optional=("masters",))
+    _check.betas("lion", beta1=beta1, beta2=beta2)
     if grad_scale is not None:
         _check.grad_scale("lion", grad_scale, lists["params"][0])
     seed = _check.stochastic_rounding("lion", stochastic_rounding, lists)

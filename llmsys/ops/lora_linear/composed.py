@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmsys.ops._matmul import Matmul
+from llmsys.ops._matmul import Matmul, rows
 from llmsys.ops._op import Impl
 from llmsys.ops.lora_linear.reference import Five
 
@@ -26,14 +26,14 @@ def implementation(name: str, matmul: Matmul, **when: Any) -> Impl:
         scale: float,
         out: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        rows = x.reshape(-1, x.shape[-1])
-        xa = matmul(rows, lora_a.T)
+        flat_x = rows(x)
+        xa = matmul(flat_x, lora_a.T)
         shape = (*x.shape[:-1], len(weight))
         y = torch.empty(shape, dtype=x.dtype, device=x.device) if out is None else out
-        flat = y.view(-1, len(weight))
+        flat = rows(y)
         if bias is not None:
             flat.copy_(bias)
-        matmul(rows, weight.T, flat, add=bias is not None)
+        matmul(flat_x, weight.T, flat, add=bias is not None)
         matmul(xa, lora_b.T, flat, add=True, scale=scale)
         return y, xa.view(*x.shape[:-1], len(lora_a))
 
@@ -52,7 +52,7 @@ def implementation(name: str, matmul: Matmul, **when: Any) -> Impl:
         needs_dbias: bool,
         out: Tensor | None = None,
     ) -> Five:
-        shape, dy, x = x.shape, dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1])
+        shape, dy, x = x.shape, rows(dy), rows(x)
         dx = dweight = dlora_a = dlora_b = dbias = x.new_empty(0)
         if needs_dx or needs_dlora_a:
             dxa = matmul(dy, lora_b, scale=scale)
@@ -65,7 +65,7 @@ def implementation(name: str, matmul: Matmul, **when: Any) -> Impl:
         if needs_dweight:
             dweight = matmul(dy.T, x)
         if needs_dlora_b:
-            dlora_b = matmul(dy.T, xa.reshape(-1, len(lora_a)), scale=scale)
+            dlora_b = matmul(dy.T, rows(xa), scale=scale)
         if needs_dbias:
             dbias = dy.sum(0)
         return dx, dweight, dlora_a, dlora_b, dbias

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from llmsys.ops import _check
+
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -21,7 +23,7 @@ def lora_merge(
                lost; `lora_unmerge` with the remainder gives weight back bit for bit, in every dtype, where it computes
                the update to the same bits (same machine, same number of threads)
     Cost       2·N·K·R flop; the remainder takes as much memory as weight
-    Errors     ValueError if shapes do not fit as above
+    Errors     ValueError if shapes do not fit as above or devices differ; TypeError for other dtypes
     Source     Hu et al. 2021, arXiv:2106.09685, section 4.1 (no additional inference latency)
     """
     update = _update(weight, lora_a, lora_b, scale)
@@ -46,7 +48,7 @@ def lora_unmerge(
     Numerics   with the remainder, the weight that was merged, bit for bit; without, off by up to the rounding of merged
                and one of its own: a unit in the last place of the larger of weight and merged
     Cost       2·N·K·R flop
-    Errors     ValueError if shapes do not fit as above
+    Errors     ValueError if shapes do not fit as above or devices differ; TypeError for other dtypes
     Source     Hu et al. 2021, arXiv:2106.09685, section 4.1 (recover the base by subtracting)
     """
     update = _update(merged, lora_a, lora_b, scale)
@@ -57,6 +59,15 @@ def lora_unmerge(
 
 
 def _update(weight: torch.Tensor, lora_a: torch.Tensor, lora_b: torch.Tensor, scale: float) -> torch.Tensor:
+    for name, tensor in (("weight", weight), ("lora_a", lora_a), ("lora_b", lora_b)):
+        if tensor.dtype not in _check.FLOATS:
+            raise TypeError(
+                f"llmsys.lora_merge: {name} is {tensor.dtype}, expected float32, bfloat16, float16 or float64"
+            )
+        if tensor.device != weight.device:
+            raise ValueError(
+                f"llmsys.lora_merge: {name} is on {tensor.device} and weight on {weight.device}, expected one device"
+            )
     matrices = weight.dim() == lora_a.dim() == lora_b.dim() == 2
     if not matrices or weight.shape != (len(lora_b), lora_a.shape[1]) or len(lora_a) != lora_b.shape[1]:
         raise ValueError(

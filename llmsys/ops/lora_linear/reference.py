@@ -41,7 +41,7 @@ def backward(
     """(dx, dweight, dlora_a, dlora_b, dbias), without elements where not needed. Computes x · lora_aᵀ again, so that it
     can be differentiated.
     """
-    shape, dy, x = x.shape, dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1])
+    shape, (dy, x) = x.shape, (torch.atleast_2d(tensor).flatten(0, -2) for tensor in (dy, x))
     dxa, nothing = scale * (dy @ lora_b), x.new_empty(0)
     dx = (dy @ weight + dxa @ lora_a).view(shape) if needs_dx else nothing
     dweight = dy.T @ x if needs_dweight else nothing

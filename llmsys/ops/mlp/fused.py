@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, atleast_2d
+from torch import Tensor
 
-from llmsys.ops._matmul import Matmul
+from llmsys.ops._matmul import Matmul, rows
 from llmsys.ops._op import Impl, Op
 from llmsys.ops.geglu import OP as GEGLU
 from llmsys.ops.reglu import OP as REGLU
@@ -25,7 +25,7 @@ def implementation(name: str, matmul: Matmul, **when: Any) -> Impl:
     """The layer on `matmul`; `when` says where and when it can run, as `Impl` has it."""
 
     def project(x: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
-        flat = None if out is None else out.view(-1, len(weight))
+        flat = None if out is None else rows(out)
         return matmul(rows(x), weight.T, flat).view(*x.shape[:-1], len(weight))
 
     def forward(
@@ -92,8 +92,3 @@ def implementation(name: str, matmul: Matmul, **when: Any) -> Impl:
         return dx, dgate_weight, dup_weight, ddown_weight
 
     return Impl(name, forward, backward, infer=infer, **when)
-
-
-def rows(x: Tensor) -> Tensor:
-    """`x` as a matrix of its last dimension's vectors."""
-    return atleast_2d(x).flatten(0, -2)
