@@ -3,11 +3,18 @@
 import os
 
 import torch
+from hypothesis import Phase, settings
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when llmsys and triton are imported
 
 from tests import harness
+
+# Without shrinking, which takes minutes: the examples are small.
+phases = (Phase.explicit, Phase.generate)
+settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=10, phases=phases)
+settings.register_profile("long", deadline=None, max_examples=300, phases=phases)
+settings.load_profile("repeatable")
 
 
 def pytest_terminal_summary(terminalreporter):
