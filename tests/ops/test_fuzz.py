@@ -60,6 +60,12 @@ float_dtype = any_of((None, torch.float32))
 seed = st.integers(-(2**63), 2**63 - 1)
 NORM = {"eps": any_of((0.0, 1e-12, 1e-6, 1e-2, 1.0)), "weight_dtype": float_dtype}
 AFFINE = {**NORM, "has_weight": flag, "has_bias": flag, "offset": any_of((0.0, 300.0, -7.0))}
+LOSS = {
+    "weighted": flag,
+    "label_smoothing": any_of((0.0, 0.1, 1.0)),
+    "z_loss": any_of((0.0, 1e-2)),
+    "softcap": any_of((0.0, 5.0, 30.0)),
+}
 ROPE = {
     "interleaved": flag,
     "rotary_fraction": any_of((0.0, 0.25, 0.5, 1.0)),
@@ -95,13 +101,8 @@ OPTIONS: dict[str, dict] = {
     "group_norm": {**AFFINE, "num_groups": any_of((None, 1))},
     "l2_norm": {"eps": any_of((1e-12, 8.0))},
     "softmax": {"spread": any_of((1e-3, 1.0, 30.0)), "masked": flag},
-    "cross_entropy": {
-        "scale": any_of((1.0, 20.0)),
-        "weighted": flag,
-        "label_smoothing": any_of((0.0, 0.1, 1.0)),
-        "z_loss": any_of((0.0, 1e-2)),
-        "softcap": any_of((0.0, 5.0, 30.0)),
-    },
+    "cross_entropy": {**LOSS, "scale": any_of((1.0, 20.0))},
+    "linear_cross_entropy": {**LOSS, "bias": flag, "rank": any_of((0, 1, 3)), "reduced": flag},
     "dropout": {"p": any_of((0.0, 0.1, 0.5, 1.0)), "dropout_seed": seed, "offset": st.integers(0, 2**62)},
     "embedding": {
         "rows": any_of((None, 1, 5, 40)),
@@ -111,7 +112,7 @@ OPTIONS: dict[str, dict] = {
     "linear": {
         "out_features": any_of((None, 0, 1, 5, 16, 19, 70)),
         "bias": flag,
-        "activation": any_of((None, "relu", "relu2", "silu")),
+        "activation": any_of((None, "relu", "relu2", "silu", "gelu", "gelu_tanh")),
         "residual": flag,
     },
     "lora_linear": {
@@ -428,7 +429,7 @@ def answer(function: str, values: dict) -> list[torch.Tensor]:
     return list(found) if isinstance(found, (list, tuple)) else [found]
 
 
-@pytest.mark.parametrize("function", [*names(), *OTHERS])
+@pytest.mark.parametrize("function", sorted({*names(), *OTHERS}))
 @given(data=st.data())
 def test_refuses_or_answers(function, data):
     call = data.draw(spoiled(function))
