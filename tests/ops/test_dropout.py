@@ -138,6 +138,7 @@ def test_a_dropped_nan_is_zero():
         ({"seed": 2**64}, ValueError, "seed is 18446744073709551616, expected an integer in"),
         ({"offset": -4}, ValueError, "offset is -4 for 24 elements, expected 0 <= offset"),
         ({"offset": 2**63}, ValueError, "offset is 9223372036854775808 for 24 elements"),
+        ({"x": torch.ones(0, 4), "offset": 2**63}, ValueError, "offset is 9223372036854775808 for 0 elements"),
         ({"x": torch.ones(3, 8, dtype=torch.int32)}, TypeError, "x is torch.int32, expected one of float32"),
         ({"x": torch.ones(())}, ValueError, "x has no dimension"),
         ({"out": torch.empty(8, 3)}, ValueError, r"out is \(8, 3\) .* expected contiguous \(3, 8\)"),

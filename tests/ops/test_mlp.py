@@ -118,3 +118,8 @@ def test_arguments_that_do_not_fit_are_refused():
         llmsys.mlp(x, gate, up, down, "swish")
     with pytest.raises(TypeError, match="up_weight is torch.float32, expected torch.float64"):
         llmsys.mlp(x, gate, up.float(), down)
+
+
+def test_on_meta_tensors():
+    x, gate, up, down = (torch.empty(shape, device="meta") for shape in ((2, 3, 8), (17, 8), (17, 8), (5, 17)))
+    assert llmsys.mlp(x, gate, up, down).shape == (2, 3, 5)

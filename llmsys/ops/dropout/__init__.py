@@ -47,9 +47,10 @@ def dropout(
         raise ValueError(f"llmsys.dropout: p is {p}, expected a probability in [0, 1]")
     if not -(2**63) <= seed < 2**64:
         raise ValueError(f"llmsys.dropout: seed is {seed}, expected an integer in [-2**63, 2**64)")
-    if offset < 0 or offset + x.numel() > 2**63:
+    if not 0 <= offset < 2**63 or offset + x.numel() > 2**63:
         raise ValueError(
-            f"llmsys.dropout: offset is {offset} for {x.numel()} elements, expected 0 <= offset <= 2**63 - elements"
+            f"llmsys.dropout: offset is {offset} for {x.numel()} elements, expected 0 <= offset < 2**63 and "
+            "offset + elements <= 2**63"
         )
     if out is not None:
         _check.out("dropout", out, x)

@@ -45,7 +45,7 @@ def mlp(x: Tensor, gate_weight: Tensor, up_weight: Tensor, down_weight: Tensor, 
                other or mixed dtypes
     Source     Shazeer 2020, arXiv:2002.05202, eq. 6
     """
-    if torch.is_autocast_enabled(x.device.type) and x.dtype is not torch.float64:
+    if not x.is_meta and torch.is_autocast_enabled(x.device.type) and x.dtype is not torch.float64:
         dtype = torch.get_autocast_dtype(x.device.type)
         x, gate_weight, up_weight, down_weight = (t.to(dtype) for t in (x, gate_weight, up_weight, down_weight))
     _check_arguments(x, gate_weight, up_weight, down_weight, activation)
