@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from llmsys.ops import _check
-from llmsys.ops._op import Impl, ListOp
+from llmsys.ops._op import Impl, ListOp, triton
 from llmsys.ops.adamw_8bit import native, reference
 from llmsys.ops.adamw_8bit.dynamic_map import BLOCK, num_blocks
 
@@ -20,6 +20,7 @@ OP = ListOp(
     implementations=[
         native.CUDA,
         native.CPU,
+        triton("llmsys.ops.adamw_8bit.triton_kernels"),
         Impl("reference", reference.forward),
     ],
 )
