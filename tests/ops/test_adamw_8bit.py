@@ -27,6 +27,8 @@ SURFACE = {
     "beta2, eps, weight_decay, step, grad_scale=None, maximize=False)"
 }
 
+TILES = (5000, 33, 2048)  # tensors with whole tiles of a kernel, and with a part of one
+
 runner = every_runner(OP)
 dtypes = pytest.mark.parametrize("dtype", harness.DTYPES, ids=str)
 signs = pytest.mark.parametrize("signed", [True, False], ids=["signed", "unsigned"])
@@ -68,7 +70,7 @@ def test_accurate(runner, dtype, variant):
     """Given the same codes, weights, masters and scales are right; new codes are at most one off. Where they are off is
     the next test's.
     """
-    for shape in cases.SMALL if not variant else cases.SMALL[-2:]:
+    for shape in (*(cases.SMALL if not variant else cases.SMALL[-2:]), TILES):
         assert_right(OP, cases, runner, shape, dtype, **variant)
 
 

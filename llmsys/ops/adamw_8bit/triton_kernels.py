@@ -26,24 +26,29 @@ WARPS = 4  # 16 elements per thread of an NVIDIA warp; 8 of an AMD wavefront, wh
 
 
 @triton.jit
-def number(k, SIGNED: tl.constexpr):
-    """The number of magnitude k (the signed map) or of code k: 10^(e-7) times what J's middle is of 0.1 to 1."""
-    middle = (4 * k + 2 if SIGNED else 2 * k + 3).to(tl.float32)  # 2 J + 1; e is the low part of its biased exponent
-    bits = middle.to(tl.int32, bitcast=True)
+def number(middle, FIRST: tl.constexpr):
+    """10^(e-7) times what J's middle is of 0.1 to 1. `middle` is 2 J + 1, FIRST of what stands for 0."""
+    bits = middle.to(tl.int32, bitcast=True)  # e is the low part of the biased exponent
     fraction = (bits & 0x007FFFFF | 0x3F800000).to(tl.float32, bitcast=True) - 1.0
     power = tl.where(bits & (1 << 23) != 0, 10.0, 1.0)
     power *= tl.where(bits & (2 << 23) != 0, 100.0, 1.0)
     power *= tl.where(bits & (4 << 23) != 0, 10000.0, 1.0)
     power = tl.where(bits & (8 << 23) != 0, 1e8, power)  # of e = 8 the first J only, which is 1
-    return tl.where(k == 0, 0.0, tl.minimum(power * (0.9e-7 * fraction + 0.1e-7), 1.0))
+    return tl.where(middle == FIRST, 0.0, tl.minimum(power * (0.9e-7 * fraction + 0.1e-7), 1.0))
 
 
 @triton.jit
 def decode(codes_ptr, scale_ptr, mask, row_mask, ZERO: tl.constexpr):
-    k = tl.load(codes_ptr, mask=mask, other=0).to(tl.int32) - ZERO
+    # Codes are multiplied and added to as floats, by fma: of the pairs of 16-bit integers that LLVM makes of integers,
+    # or of a float sum, ptxas 12.8 leaves single ones without the addition.
+    code = tl.load(codes_ptr, mask=mask, other=0).to(tl.float32)
     scale = tl.load(scale_ptr, mask=row_mask, other=0.0)[:, None]
-    magnitude = number(tl.abs(k), True) if ZERO else number(k, False)
-    return tl.where(k < 0, -magnitude, magnitude) * scale
+    if ZERO:
+        signed = tl.fma(code, 4.0, -4.0 * ZERO)
+        magnitude = number(tl.abs(signed) + 2.0, 2.0)
+        return tl.where(signed < 0, -magnitude, magnitude) * scale
+    else:
+        return number(tl.fma(code, 2.0, 3.0), 3.0) * scale
 
 
 @triton.jit
@@ -71,11 +76,11 @@ def encode(codes_ptr, scale_ptr, values, mask, row_mask, STARTS: tl.constexpr, Z
     tl.store(scale_ptr, scale, mask=row_mask)
     y = tl.where(finite[:, None], values * tl.div_rn(1.0, scale)[:, None], 0.0)
     if ZERO:
-        k = (place(tl.abs(y), STARTS) * 0.5).to(tl.int32)
-        codes = tl.maximum(ZERO + tl.where(y < 0, -k, k), 0)  # -1 has no code of its own, as 1 has
+        k = tl.floor(place(tl.abs(y), STARTS) * 0.5)
+        codes = tl.maximum(ZERO + tl.where(y < 0, -k, k), 0.0)  # -1 has no code of its own, as 1 has
     else:
-        codes = tl.maximum(place(y, STARTS).to(tl.int32), 1) - 1
-    tl.store(codes_ptr, codes.to(tl.uint8), mask=mask)
+        codes = tl.maximum(place(y, STARTS), 1.0) - 1.0
+    tl.store(codes_ptr, codes.to(tl.int32).to(tl.uint8), mask=mask)
 
 
 @triton.jit
