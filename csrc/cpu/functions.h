@@ -66,6 +66,9 @@ LLMSYS_INLINE Block exp(Block x) {
   return {exp_between(x.first), exp_between(x.second)};
 }
 
+// e^x for x <= 88 to within 2 ulp; 0 where it would be below 1.6e-38, NaN through.
+LLMSYS_INLINE F32 exp_flushed(F32 x) { return select(x < -87.0f, F32{}, exp_between(x)); }
+
 // 1 / (1 + e^-x): exact limits at both ends, never NaN from a finite or infinite x.
 LLMSYS_INLINE F32 sigmoid(F32 x) { return 1.0f / (1.0f + exp(-x)); }
 LLMSYS_INLINE Block sigmoid(Block x) {

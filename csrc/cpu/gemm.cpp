@@ -1,7 +1,6 @@
 #include "gemm.h"
 
-#include <cstdlib>
-
+#include "buffer.h"
 #include "dispatch.h"
 #include "gemm_panel.h"
 #include "parallel.h"
@@ -42,24 +41,6 @@ int64_t block_of(int64_t size, int64_t most, int64_t unit) {
 }
 
 // ---- memory that each thread keeps ----
-
-class Buffer {
- public:
-  float* at_least(int64_t size) {
-    if (size > size_) {
-      free(data_);
-      size_ = size;
-      data_ = static_cast<float*>(aligned_alloc(64, round_up(size * int64_t(sizeof(float)), 64)));
-      if (!data_) abort();  // a few MiB: as when a thread's stack cannot be had
-    }
-    return data_;
-  }
-  ~Buffer() { free(data_); }
-
- private:
-  float* data_ = nullptr;
-  int64_t size_ = 0;
-};
 
 struct Buffers {
   Buffer a, b, sums;

@@ -198,13 +198,13 @@ struct Pairs {
 };
 #endif
 
-// One item of each row of A and of B.
-template <class Items, int kRows>
+// One item of each row of A, which are kRowStride apart, and of B.
+template <class Items, int kRowStride = 1, int kRows>
 LLMSYS_INLINE void multiply_once(const float* a, const float* b, F32 (&sum)[kRows][kTileVectors]) {
   F32 right[kTileVectors];
   for (int v = 0; v < kTileVectors; ++v) right[v] = load(b + v * kLanes);
   for (int r = 0; r < kRows; ++r) {
-    const F32 left = Items::repeated(a + r);
+    const F32 left = Items::repeated(a + r * kRowStride);
     for (int v = 0; v < kTileVectors; ++v) sum[r][v] = Items::add_product(sum[r][v], left, right[v]);
   }
 }
@@ -216,10 +216,10 @@ LLMSYS_INLINE void clear(F32 (&sum)[kRows][kTileVectors]) {
 }
 
 template <int kRows>
-LLMSYS_INLINE void put(const F32 (&sum)[kRows][kTileVectors], float* tile, bool add) {
+LLMSYS_INLINE void put(const F32 (&sum)[kRows][kTileVectors], float* tile, bool add, int64_t tile_stride = kTileCols) {
   for (int r = 0; r < kRows; ++r)
     for (int v = 0; v < kTileVectors; ++v) {
-      float* p = tile + r * kTileCols + v * kLanes;
+      float* p = tile + r * tile_stride + v * kLanes;
       store(p, add ? load(p) + sum[r][v] : sum[r][v]);
     }
 }

@@ -1,6 +1,7 @@
 // The only threads of the library: the OpenMP pool that torch already runs, with its number of threads.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 
 #if defined(_OPENMP)
@@ -28,6 +29,24 @@ void parallel_for(int64_t size, int64_t grain, Body body) {
   }
 #endif
   if (size > 0) body(int64_t(0), size);
+}
+
+// Calls body(i) for each i of [0, size), the next one on whichever of at most `most` threads is free: for items of
+// unequal cost, the longest first.
+template <class Body>
+void parallel_each(int64_t size, int64_t most, Body body) {
+#if defined(_OPENMP)
+  std::atomic<int64_t> next{0};
+  int64_t threads = omp_in_parallel() ? 1 : omp_get_max_threads();
+  if (most < threads) threads = most;
+  if (size < threads) threads = size;
+  if (threads > 1) {
+#pragma omp parallel num_threads(int(threads))
+    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < size;) body(i);
+    return;
+  }
+#endif
+  for (int64_t i = 0; i < size; ++i) body(i);
 }
 
 // Items of `item_bytes` that make a thread's while: waking one costs a few microseconds, about 32 KiB of traffic.

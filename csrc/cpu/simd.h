@@ -398,6 +398,16 @@ LLMSYS_INLINE U16x2 interleaved() {
   return index;
 }
 
+#if defined(__AVX512BF16__)
+// Pairs of bfloat16, for which subnormal numbers are 0: of consecutive elements, those of `low` first.
+LLMSYS_INLINE F32 consecutive_pairs(F32 low, F32 high) { return reinterpret_cast<F32>(_mm512_cvtne2ps_pbh(high, low)); }
+// Of the elements at one place of both.
+LLMSYS_INLINE F32 pairs_of(F32 first, F32 second) {
+  const __m512i halves = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(second, first));
+  return reinterpret_cast<F32>(_mm512_permutexvar_epi16(reinterpret_cast<__m512i>(interleaved()), halves));
+}
+#endif
+
 template <Order kOrder, bool kStream, class T>
 LLMSYS_INLINE void store_block(T* p, Block block) {
   if constexpr (kOrder == Order::alternate && __is_same(T, bfloat16)) {
