@@ -36,10 +36,10 @@ def implementation(kernels: Kernels) -> Impl:
         given, needs_dbias = _in_place(Arguments(*args[:-1])), args[-1]
         q, sinks = given.q, given.sinks
         dq, dk, dv = out or (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in given[:3])
-        tensors = {
-            "y": y.contiguous(), "lse": lse.contiguous(), "dy": _rows_in_place(dy), "delta": _per_row(q),
-            "dlse": dlse if dlse is None else dlse.contiguous(), "dq": dq, "dk": dk, "dv": dv,
-        }
+        delta = _per_row(q)
+        dlse = dlse if dlse is None else dlse.contiguous()
+        made = {"delta": delta, "dq": dq, "dk": dk, "dv": dv}
+        tensors = {"y": y.contiguous(), "lse": lse.contiguous(), "dy": _rows_in_place(dy), "dlse": dlse, **made}
         call(launch_backward, given, **tensors)
         dbias, dsinks = q.new_empty(0), q.new_empty(0)
         if given.bias is not None and needs_dbias:
