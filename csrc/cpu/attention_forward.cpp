@@ -125,17 +125,19 @@ class Forward {
     if (changes_)
       for (int64_t t = queries.begin; t < queries.end; ++t)
         change_scores(queries, t, run, scores + (t - queries.begin) * kBlockKeys, nullptr);
-    if (!queries.all_see(run))
-      for (int64_t t = queries.begin; t < queries.end; ++t) {
-        float* z = scores + (t - queries.begin) * kBlockKeys;
-        for (int64_t s = 0; s < size; s += kLanes) store(z + s, seen_alone(queries, t, run.begin + s, load(z + s)));
-      }
+    for (int64_t s = 0; s < size; s += kTileCols)
+      if (!queries.all_see({run.begin + s, run.begin + s + kTileCols}))
+        for (int64_t t = queries.begin; t < queries.end; ++t) {
+          float* z = scores + (t - queries.begin) * kBlockKeys + s;
+          for (int64_t i = 0; i < kTileCols; i += kLanes)
+            store(z + i, seen_alone(queries, t, run.begin + s + i, load(z + i)));
+        }
     raise_highest(scores, size, tile);
     if (args_.threshold)
       exponentials<true>(queries, run, scores, probabilities, tile);
     else
       exponentials<false>(queries, run, scores, probabilities, tile);
-    const int64_t items = ceil_div(smaller(run.end, args_.keys) - run.begin, Items::kElements);
+    const int64_t items = ceil_div(queries.last_key(run) - run.begin, Items::kElements);
     const int64_t block = run.begin / kBlockKeys, skipped = run.begin % kBlockKeys / Items::kElements;
     const float* panel = values + block * kKeyItems<Items> * value_columns_ + skipped * kTileCols;
     for (int64_t column = 0; column < value_columns_; column += kTileCols)
@@ -207,18 +209,19 @@ class Forward {
   void finish(const Queries& queries, const Tile& tile) const {
     for (int64_t t = queries.begin; t < queries.end; ++t) {
       const int64_t r = t - queries.begin;
-      double highest = tile.highest[r], total = tile.total[r], scale = total == 0 ? 0 : 1 / total;
-      if (args_.sinks) {
-        const double sink = args_.sinks[queries.h], top = highest > sink ? highest : sink;
-        total = total * __builtin_exp(highest - top) + __builtin_exp(sink - top);
-        scale = __builtin_exp(highest - top) / total;
+      float highest = tile.highest[r], total = tile.total[r], scale = total == 0 ? 0.0f : 1.0f / total;
+      if (args_.sinks && args_.sinks[queries.h] > -kInfinity) {
+        const float sink = args_.sinks[queries.h], top = highest > sink ? highest : sink;
+        const float fall = __builtin_expf(highest - top);
+        total = total * fall + __builtin_expf(sink - top);
+        scale = fall / total;
         highest = top;
       }
       args_.lse[(queries.b * args_.heads + queries.h) * args_.queries + t] =
-          total == 0 ? -kInfinity : float(highest + __builtin_log(total));
+          total == 0 ? -kInfinity : highest + __builtin_logf(total);
       T* y = static_cast<T*>(args_.y) + ((queries.b * args_.queries + t) * args_.heads + queries.h) * args_.value_dim;
       for (int64_t column = 0; column < args_.value_dim; column += kLanes)
-        store_some(y + column, load(tile.sums + r * value_columns_ + column) * float(scale),
+        store_some(y + column, load(tile.sums + r * value_columns_ + column) * scale,
                    int(smaller(kLanes, args_.value_dim - column)));
     }
   }

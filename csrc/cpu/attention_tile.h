@@ -129,6 +129,9 @@ struct Queries {
   Run keys() const { return {first()[begin] / kTileCols * kTileCols, round_up(stop()[end - 1], kTileCols)}; }
   bool all_see(Run run) const { return first()[end - 1] <= run.begin && stop()[begin] >= run.end; }
 
+  // The end of what they see of a run that ends with whole panels.
+  int64_t last_key(Run run) const { return smaller(run.end, stop()[end - 1]); }
+
   // Whether the block mask lets one of them see one of these keys.
   bool let_through(Run run) const {
     if (!args.block_mask) return true;
