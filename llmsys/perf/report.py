@@ -133,7 +133,7 @@ def read_record(path: Path) -> tuple[dict[str, Any], list[Row]]:
 
 def sizes(shape: Sequence[int]) -> str:
     """`4096×4096`; the many sizes of an op over lists as `33.6 M in 16 tensors`."""
-    if len(shape) > 8:
+    if len(shape) > 7:
         return f"{sum(shape) / 1e6:.1f} M in {len(shape)} tensors"
     return "×".join(map(str, shape))
 
