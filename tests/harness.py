@@ -119,7 +119,7 @@ def gapped(tensor: torch.Tensor) -> torch.Tensor:
     """Rows with a gap after each: one stride fits."""
     if tensor.dim() < 2:
         return tensor
-    gap = float("nan") if tensor.is_floating_point() else torch.iinfo(tensor.dtype).max
+    gap = float("nan") if tensor.is_floating_point() else tensor.dtype == torch.bool or torch.iinfo(tensor.dtype).max
     wide = torch.full((*tensor.shape[:-1], tensor.shape[-1] + 3), gap, dtype=tensor.dtype, device=tensor.device)
     wide[..., : tensor.shape[-1]] = tensor
     return wide[..., : tensor.shape[-1]]

@@ -226,8 +226,9 @@ class Backward {
         score.second = seen_alone(queries, t, panel.begin + kLanes, score.second);
       }
       const F32 negative_lse = splat(tile.negative_lse[r]);
-      Block p = {exp_flushed(multiply_add(score.first, factor, negative_lse)),
-                 exp_flushed(multiply_add(score.second, factor, negative_lse))};
+      // Not fused: 1, exactly, where a query sees one key.
+      const Block p = {exp_flushed(score.first * factor + negative_lse),
+                       exp_flushed(score.second * factor + negative_lse)};
       Block used = p;
       if (drops) {
         const Block factors = kept(queries, philox_, t, panel.begin);

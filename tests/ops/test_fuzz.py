@@ -43,6 +43,11 @@ def shapes(op: str) -> st.SearchStrategy[tuple[int, ...]]:
         return st.lists(size_or_none, min_size=1, max_size=4).map(tuple)
     if op in ("rope", "rope_qk"):
         return st.tuples(few, few, few, size)
+    if op == "attention":
+        heads = any_of(((1, 1), (2, 2), (4, 2), (3, 1)))
+        return st.tuples(few, size_or_none, size_or_none, heads, st.integers(3, 130), st.integers(1, 130)).map(
+            lambda t: (*t[:3], *t[3], *t[4:])
+        )
     if op == "group_norm":
         channels = any_of((1, 2, 3, 4, 6, 8, 12, 32, 64))
         return st.tuples(few, channels, st.lists(any_of((1, 2, 3, 5, 9, 17)), max_size=2)).map(
@@ -147,6 +152,19 @@ OPTIONS: dict[str, dict] = {
         "coefficients": any_of(((3.4445, -4.775, 2.0315), (2.0, -1.5, 0.5))),
         "eps": st.just(1e-7),
         "ns_steps": any_of((1, 5)),
+    },
+    "attention": {
+        "causal": flag,
+        "window": st.tuples(any_of((-1, 0, 3, 70)), any_of((-1, 0, 2, 40))),
+        "scale": any_of((None, 0.1, -0.3, 0.0)),
+        "spread": any_of((1.0, 5.0)),
+        "softcap": any_of((0.0, 2.0)),
+        "alibi": flag,
+        "sinks": flag,
+        "bias": any_of(("", "full", "head", "padding")),
+        "dropout_p": any_of((0.0, 0.3)),
+        "packed": flag,
+        "block_mask": flag,
     },
     "grad_norm": {"scale": any_of((1e-12, 1.0, 1e12))},
 }
@@ -368,6 +386,10 @@ def arguments(function: str, shape: tuple, dtype: torch.dtype, options: dict) ->
     )
     if function == "muon":
         values["ns_coefficients"] = tuple(values.pop(name) for name in "abc")
+    if function == "attention":
+        values["window"] = (values.pop("window_left"), values.pop("window_right"))
+        if values["cu_seqlens_q"] is not None:
+            values |= {name: values[name][0] for name in "qkv"}
     return values
 
 

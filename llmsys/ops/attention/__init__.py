@@ -76,7 +76,7 @@ def attention(
     """
     packed = cu_seqlens_q is not None or cu_seqlens_k is not None
     arguments.check_tensors(q, k, v, 3 if packed else 4)
-    arguments.check_options(window, softcap, dropout_p, seed)
+    arguments.check_options(window, block_size, softcap, dropout_p, seed)
     sequences = q.shape[0]
     if packed:
         if cu_seqlens_q is None or cu_seqlens_k is None:

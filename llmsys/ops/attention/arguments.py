@@ -81,9 +81,11 @@ def check_cu_seqlens(q: Tensor, k: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: T
             )
 
 
-def check_options(window: tuple[int, int], softcap: float, dropout_p: float, seed: int | None) -> None:
+def check_options(window: tuple[int, int], block_size: int, softcap: float, dropout_p: float, seed: int | None) -> None:
     """Each by itself."""
-    if len(window) != 2 or not all(isinstance(size, int) and size >= -1 for size in window):
+    if not isinstance(block_size, int) or not 0 < block_size < 2**31:
+        raise ValueError(f"llmsys.attention: block_size is {block_size}, expected an integer above 0, below 2**31")
+    if len(window) != 2 or not all(isinstance(size, int) and -1 <= size < 2**63 for size in window):
         raise ValueError(
             f"llmsys.attention: window is {window}, expected (left, right) numbers of keys seen before and after the "
             "query's own place, -1 for all"
@@ -130,8 +132,6 @@ def check_optional(
 
 def check_block_mask(q: Tensor, k: Tensor, block_mask: Tensor, block_size: int) -> None:
     """Blocks of keys that blocks of queries see; q and k of four dimensions."""
-    if not isinstance(block_size, int) or block_size < 1:
-        raise ValueError(f"llmsys.attention: block_size is {block_size}, expected an integer above 0")
     if block_mask.dtype != torch.bool:
         raise TypeError(f"llmsys.attention: block_mask is {block_mask.dtype}, expected torch.bool")
     full = (q.shape[0], q.shape[2], -(-q.shape[1] // block_size), -(-k.shape[1] // block_size))

@@ -17,7 +17,10 @@ def row_bounds(given: Arguments) -> Tensor:
     2     the key that stands at the query's own place, counting both sequences from their ends
     3     which of the packed sequences the query is of
     """
-    q, k, window = given.q, given.k, (given.window_left, given.window_right)
+    q, k = given.q, given.k
+    far = q.shape[1] + k.shape[1]
+    left, right = (size if size < far else -1 for size in (given.window_left, given.window_right))
+    window = left, right
     if given.cu_seqlens_q is None or given.cu_seqlens_k is None:
         if torch.compiler.is_compiling() or type(q) is not Tensor:  # what is traced must not stay behind
             return _of_whole.__wrapped__(q.shape[1], k.shape[1], window, q.device)
