@@ -23,10 +23,11 @@ class Dropout(torch.nn.Dropout):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0:
             return x
-        return dropout(x, self.p, seed=_drawn_seed())
+        return dropout(x, self.p, seed=drawn_seed())
 
 
-def _drawn_seed() -> int:
+def drawn_seed() -> int:
+    """A seed from torch's generator of the CPU, also where a graph is compiled."""
     # A compiled randint has numbers of its own. Where no compiler is loaded none is at work, and it stays unloaded.
     draw = torch.compiler.disable(_draw) if "torch._dynamo" in sys.modules else _draw
     return draw()
@@ -37,4 +38,4 @@ def _draw() -> int:
 
 
 # The mark that torch.compiler.disable leaves: a graph breaks here.
-_drawn_seed._torchdynamo_disable = True  # type: ignore[attr-defined]
+drawn_seed._torchdynamo_disable = True  # type: ignore[attr-defined]
