@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
@@ -39,7 +41,7 @@ def flash_attn_func(
     """
     given = options(dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes)
     if not return_attn_probs:
-        return attention(q, k, v, **given)
+        return cast(Tensor, attention(q, k, v, **given))
     num_keys = k.shape[1]
     out, lse, probabilities = with_probabilities(q, k, v, torch.arange(num_keys, device=q.device), num_keys, **given)
     return out, lse, probabilities.transpose(1, 2) if dropout_p > 0 else probabilities
@@ -66,9 +68,9 @@ def flash_attn_kvpacked_func(
             f"llmsys.integrations.flash_attn.flash_attn_kvpacked_func: kv has shape {tuple(kv.shape)}, expected "
             "(batch, seqlen_k, 2, nheads_k, headdim)"
         )
+    k, v = kv.unbind(2)
     return flash_attn_func(
-        *(q, *kv.unbind(2), dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, deterministic),
-        return_attn_probs,
+        q, k, v, dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, deterministic, return_attn_probs
     )
 
 
@@ -92,7 +94,7 @@ def flash_attn_qkvpacked_func(
             f"llmsys.integrations.flash_attn.flash_attn_qkvpacked_func: qkv has shape {tuple(qkv.shape)}, expected "
             "(batch, seqlen, 3, nheads, headdim)"
         )
+    q, k, v = qkv.unbind(2)
     return flash_attn_func(
-        *(*qkv.unbind(2), dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, deterministic),
-        return_attn_probs,
+        q, k, v, dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, deterministic, return_attn_probs
     )

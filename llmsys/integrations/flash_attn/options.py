@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -54,13 +54,14 @@ def with_probabilities(q: Tensor, k: Tensor, v: Tensor, places: Tensor, num_plac
     if given["dropout_p"] == 0:
         return out, lse, out.new_empty(0)
     alike = {**given, "softcap": 0.0, "alibi_slopes": None}
-    kept, without = torch.zeros_like(q), {**given, "dropout_p": 0.0}
+    zeros, without = torch.zeros_like(q), {**given, "dropout_p": 0.0}
     pieces = []
     with torch.no_grad():
         for start in range(0, num_places, COLUMNS):
             columns = torch.arange(start, min(start + COLUMNS, num_places), device=q.device)
             identity = (places.unsqueeze(-1) == columns).to(q.dtype).unsqueeze(-2)
             values = identity.expand(*k.shape[:-1], len(columns))
-            p = attention(q, k, values, **without)
-            pieces.append(torch.where(attention(kept, k, values, **alike) > 0, p, -p))
+            p = cast(Tensor, attention(q, k, values, **without))
+            kept = cast(Tensor, attention(zeros, k, values, **alike)) > 0
+            pieces.append(torch.where(kept, p, -p))
     return out, lse, torch.cat(pieces, -1) if pieces else out.new_empty(*q.shape[:-1], 0)

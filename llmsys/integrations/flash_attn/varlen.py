@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -49,7 +51,7 @@ def flash_attn_varlen_func(
         k, v = k.flatten(0, 1)[tokens], v.flatten(0, 1)[tokens]
     given |= {"cu_seqlens_q": cu_seqlens_q, "cu_seqlens_k": cu_seqlens_k}
     if not return_attn_probs:
-        return attention(q, k, v, **given)
+        return cast(Tensor, attention(q, k, v, **given))
     _, places = _sequences_and_places(cu_seqlens_k, k.shape[0])
     out, lse, probabilities = with_probabilities(q, k, v, places, max_seqlen_k, **given)
     if dropout_p > 0:
@@ -85,9 +87,23 @@ def flash_attn_varlen_kvpacked_func(
             f"llmsys.integrations.flash_attn.flash_attn_varlen_kvpacked_func: kv has shape {tuple(kv.shape)}, expected "
             "(total_k, 2, nheads_k, headdim)"
         )
+    k, v = kv.unbind(1)
     return flash_attn_varlen_func(
-        *(q, *kv.unbind(1), cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p, softmax_scale, causal),
-        *(window_size, softcap, alibi_slopes, deterministic, return_attn_probs),
+        q,
+        k,
+        v,
+        cu_seqlens_q,
+        cu_seqlens_k,
+        max_seqlen_q,
+        max_seqlen_k,
+        dropout_p,
+        softmax_scale,
+        causal,
+        window_size,
+        softcap,
+        alibi_slopes,
+        deterministic,
+        return_attn_probs,
     )
 
 
@@ -113,9 +129,23 @@ def flash_attn_varlen_qkvpacked_func(
             f"llmsys.integrations.flash_attn.flash_attn_varlen_qkvpacked_func: qkv has shape {tuple(qkv.shape)}, "
             "expected (total, 3, nheads, headdim)"
         )
+    q, k, v = qkv.unbind(1)
     return flash_attn_varlen_func(
-        *(*qkv.unbind(1), cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, dropout_p, softmax_scale, causal),
-        *(window_size, softcap, alibi_slopes, deterministic, return_attn_probs),
+        q,
+        k,
+        v,
+        cu_seqlens,
+        cu_seqlens,
+        max_seqlen,
+        max_seqlen,
+        dropout_p,
+        softmax_scale,
+        causal,
+        window_size,
+        softcap,
+        alibi_slopes,
+        deterministic,
+        return_attn_probs,
     )
 
 
