@@ -79,8 +79,10 @@ def train(model: torch.nn.Module, seed: int = 0, **options: object) -> dict[str,
         optimizer.zero_grad()
         outputs.loss.backward()
         if step == 0:
-            # One vector: a single number can be right by chance, and then would allow nothing.
-            results = {"results": torch.cat([outputs.logits.detach().flatten(), outputs.loss.detach()[None]])}
+            # One vector: a single number can be right by chance, and then would allow nothing. Not of padding, where
+            # eager attention has means over all keys and others zeros.
+            logits = outputs.logits.detach()[batch(seed)["attention_mask"].bool()]
+            results = {"results": torch.cat([logits.flatten(), outputs.loss.detach()[None]])}
             gradients = {f"d{name}": parameter.grad.clone() for name, parameter in trained(model)}
         optimizer.step()
     parameters = {f"d{name}": parameter.detach().clone() for name, parameter in trained(model)}

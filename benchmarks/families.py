@@ -72,4 +72,5 @@ def batch(seed: int = 0) -> dict[str, torch.Tensor]:
     attention_mask[1, :6] = 0
     labels = input_ids.masked_fill(attention_mask == 0, -100)
     labels[0, 3:5] = -100
+    labels[1, 6] = -100  # predicted from padding, where each kind of attention has something else
     return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}

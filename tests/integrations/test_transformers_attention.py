@@ -18,10 +18,12 @@ from transformers import (
     masking_utils,
 )
 
+import llmsys
 from benchmarks.dropin import Wide
 from benchmarks.families import FAMILIES, SIZES, VOCABULARY
 from llmsys.integrations.transformers import attention
 from llmsys.ops._verify import judge
+from tests.harness import same_bits
 
 SMALL = SIZES | {"pad_token_id": 0}
 OTHERS = {
@@ -237,13 +239,16 @@ FUNCTIONS = {
 }
 
 
-@pytest.mark.parametrize(("queries", "keys", "q_offset", "kv_offset"), [(9, 9, 0, 0), (4, 9, 5, 0), (1, 9, 8, 0),
-                                                                        (4, 9, 2, 0), (3, 6, 6, 3)])  # fmt: skip
-@pytest.mark.parametrize("kind", FUNCTIONS)
+SIZES_AND_OFFSETS = [(9, 9, 0, 0), (4, 9, 5, 0), (1, 9, 8, 0), (4, 9, 2, 0), (3, 6, 6, 3)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "queries", "keys", "q_offset", "kv_offset"),
+    # Packed sequences have as many queries as keys.
+    [(kind, *sizes) for kind in FUNCTIONS for sizes in SIZES_AND_OFFSETS[: 1 if kind == "packed" else None]],
+)
 def test_masks_say_what_transformers_says(kind, queries, keys, q_offset, kv_offset):
     """What the layers compute with a mask, a query at a time, from its numbers."""
-    if kind == "packed" and queries != keys:
-        pytest.skip("packed sequences have as many queries as keys")
     padding = padded("left", (9, 7)).bool() if kind == "padding" else None
     mask = mask_of(FUNCTIONS[kind], queries, keys, q_offset, kv_offset, padding)
     expected = masking_utils.sdpa_mask(2, queries, keys, q_offset, kv_offset, FUNCTIONS[kind], padding,
@@ -332,3 +337,61 @@ def test_attention_weights_are_refused():
     x = torch.zeros(1, 1, 2, 8)
     with pytest.raises(ValueError, match='output_attentions is True, expected False .*"eager" does'):
         attention.forward(nn.Module(), x, x, x, None, output_attentions=True)
+
+
+@pytest.mark.parametrize("family", [*DECODERS, *ENCODERS, *ENCODER_DECODERS])
+def test_accelerate_switches_it(family):
+    """What is computed is what `set_attn_implementation` has, masks too; a model of the same configuration stays."""
+    config = build(family).config
+    config._attn_implementation = None
+    model, other = (type(build(family))(config) for _ in range(2))
+    before = {name: module.config for name, module in model.named_modules() if "config" in vars(module)}
+    report = llmsys.accelerate(model, only=["attention"])
+    layers = [model.get_submodule(line.path) for line in report.swapped]
+    assert len(layers) == (6 if family in ENCODER_DECODERS else 2) and not report.left, report
+    assert {layer.config._attn_implementation for layer in layers} == {"llmsys"}
+    assert config._attn_implementation != "llmsys" and other.config is config and isinstance(model.config, type(config))
+    given = source(family, "right") if family in ENCODER_DECODERS else {"input_ids": tokens()}
+    if family in ENCODER_DECODERS:
+        given["decoder_input_ids"] = tokens(length=11, seed=1)
+    by_hand = with_ours(copy.deepcopy(other))
+    by_hand.load_state_dict(model.state_dict())
+    torch.manual_seed(0)
+    expected = by_hand(**given, use_cache=False).logits
+    torch.manual_seed(0)
+    assert same_bits(copy.deepcopy(model)(**given, use_cache=False).logits, expected)
+    layers[0].config.use_cache = False  # one and the same but for the name
+    assert layers[0].config.base.use_cache is False
+    llmsys.restore(model)
+    assert all(model.get_submodule(name).config is own for name, own in before.items())
+
+
+def test_accelerate_leaves_what_was_asked_for():
+    """Eager attention of a model that has another; one layer of several that share a configuration."""
+    model = build("Llama 3")
+    report = llmsys.accelerate(model, only=["attention"])
+    assert {line.what for line in report.left} == {'its configuration asks for "eager", not for the default, "sdpa"'}
+    model.set_attn_implementation("sdpa")
+    report = llmsys.accelerate(model, only=["attention"], exclude=["model.layers.1.*"])
+    assert not report.swapped and ["swapped together" in line.what for line in report.left] == [True]
+    assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("fault", ["scale", "softmax", "sinks"])
+def test_accelerate_leaves_another_attention(fault, monkeypatch):
+    """One that computes something else is known by its numbers."""
+    from transformers.models.gpt_oss import modeling_gpt_oss as code
+
+    own = code.eager_attention_forward
+
+    def other(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
+        if fault == "scale":
+            scaling = scaling * 1.001
+        if fault == "sinks":
+            module.sinks = nn.Parameter(module.sinks * 1.001)
+        y, weights = own(module, query, key, value, attention_mask, scaling, dropout, **kwargs)
+        return (y * 1.001 if fault == "softmax" else y), weights
+
+    monkeypatch.setattr(code, "eager_attention_forward", other)
+    report = llmsys.accelerate(build("gpt-oss"), only=["attention"])
+    assert {line.what for line in report.left} == {"its own attention is no attention that the op computes"}

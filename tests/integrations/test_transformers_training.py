@@ -139,10 +139,14 @@ def test_dtypes_of_every_module_under_autocast(family):
         return {name: output for name, output in found.items() if isinstance(output, torch.Tensor)}
 
     expected, actual = seen(build(family)), seen(accelerated(family))
+    real = batch()["attention_mask"].bool()  # Gemma 2's eager attention has means over all keys at padding
     assert actual.keys() <= expected.keys()  # activations inside a fused MLP are not called
     for name, tensor in actual.items():
         assert tensor.dtype is expected[name].dtype, name
-        torch.testing.assert_close(tensor, expected[name], atol=0.1, rtol=0.1)
+        pair = (tensor, expected[name])
+        if tensor.shape[:2] == real.shape:
+            pair = tuple(x[real] for x in pair)
+        torch.testing.assert_close(*pair, atol=0.1, rtol=0.1)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

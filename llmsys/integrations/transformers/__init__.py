@@ -7,11 +7,12 @@ a function `propose(module, model)` and a line in `KINDS`. Nothing here imports 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from torch import nn
 
-from llmsys.integrations.transformers import activations, classes, loss, mlp, norms, rotary
+from llmsys.integrations.transformers import activations, classes, loss, mlp, norms, rotary, switch
 from llmsys.integrations.transformers.classes import Swap
 from llmsys.integrations.transformers.report import Line, Report
 
@@ -22,15 +23,18 @@ KINDS: dict[str, Callable[[nn.Module, nn.Module], Swap | str | None]] = {
     "mlp": mlp.propose,
     "activation": activations.propose,
     "rotary": rotary.propose,
+    "attention": switch.propose,
     "loss": loss.propose,
 }
 
 
 def accelerate(model: nn.Module, *, only: Sequence[str] | None = None, exclude: Sequence[str] = ()) -> Report:
-    """Let norms, MLPs, activations, rotary embeddings and the loss of this `model` run on these kernels, in place.
+    """Let norms, MLPs, activations, rotary embeddings, attention and the loss of this `model` run on these kernels, in
+    place.
 
-    `only` and `exclude` name kinds (`"norm"`, `"mlp"`, `"activation"`, `"rotary"`, `"loss"`) or modules, by pattern:
-    `"model.layers.0.*"`. A second call starts anew, so that the model is what the last call says.
+    `only` and `exclude` name kinds (`"norm"`, `"mlp"`, `"activation"`, `"rotary"`, `"attention"`, `"loss"`) or modules,
+    by pattern: `"model.layers.0.*"`. A second call starts anew, so that the model is what the last call says. All
+    attentions that read one configuration are swapped, or none.
 
     What changes is which code runs, and nothing that is stored: parameters, `state_dict`, hooks, tied weights and the
     names of classes stay. A module is swapped only if its own code, run on small random numbers on its device, computes
@@ -47,7 +51,7 @@ def accelerate(model: nn.Module, *, only: Sequence[str] | None = None, exclude: 
     for argument, given in (("only", only), ("exclude", exclude)):
         _check_names(argument, given, names)
     restore(model)
-    swaps: list[tuple[nn.Module, Swap]] = []
+    proposed: list[tuple[Line, nn.Module, Swap]] = []
     swapped, left, covered = [], [], set()
     for path, module in model.named_modules():
         if id(module) in covered or type(module).__module__.startswith("llmsys."):
@@ -59,13 +63,17 @@ def accelerate(model: nn.Module, *, only: Sequence[str] | None = None, exclude: 
             if found is not None and "forward" in vars(module):
                 found = "its forward was replaced on the instance, and what replaced it would be lost"
             if isinstance(found, Swap):
-                swaps.append((module, found))
                 covered |= {id(part) for part in found.covers}
-                swapped.append(Line(kind, path, type(module).__name__, found.op))
+                proposed.append((Line(kind, path, type(module).__name__, found.op), module, found))
             elif found is not None:
                 left.append(Line(kind, path, type(module).__name__, found))
-    for module, swap in swaps:  # only now: until here every module ran its own code
-        swap.make(module)
+    changing = {(line.kind, id(module)) for line, module, _ in proposed}
+    for line, module, swap in proposed:  # only now: until here every module ran its own code
+        if all((line.kind, id(other)) in changing for other in swap.together):
+            swap.make(module)
+            swapped.append(line)
+        else:
+            left.append(replace(line, what="others that it can only be swapped together with are left"))
     return Report(type(model).__name__, tuple(swapped), tuple(left))
 
 
@@ -78,6 +86,7 @@ def restore(model: nn.Module) -> None:
         raise TypeError(f"llmsys.restore: model is a {type(model).__name__}, expected a torch.nn.Module")
     for path, module in model.named_modules():
         classes.undo(module, path)
+        switch.undo(module)
 
 
 def _check_names(argument: str, given: Sequence[str] | None, names: list[str]) -> None:

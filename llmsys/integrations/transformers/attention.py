@@ -69,9 +69,11 @@ def mask(
     **more: Any,
 ) -> Tensor | None:
     """The mask of a model's layers, from what transformers asks of a mask interface: a `Mask`, or what sdpa gets."""
-    sizes: Any = (batch_size, q_length, kv_length, q_offset, kv_offset)
-    make: Callable[..., Any] = partial(
-        masking_utils.sdpa_mask, *sizes, mask_function, attention_mask, device=device, **more
+    dense: Any = masking_utils.sdpa_mask
+    make = partial(
+        dense,
+        *(batch_size, q_length, kv_length, q_offset, kv_offset, mask_function, attention_mask),
+        **{**more, "device": device},
     )
     if is_tracing(attention_mask):
         return make()

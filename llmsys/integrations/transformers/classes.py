@@ -39,6 +39,7 @@ class Swap:
     attributes: dict[str, Any] = field(default_factory=dict)
     covers: tuple = ()  # submodules that `op` does the work of
     partners: tuple[tuple[nn.Module, Swap], ...] = ()  # other modules that change with this one
+    together: tuple[nn.Module, ...] = ()  # modules of its kind without which it is not swapped
 
     def make(self, module: nn.Module) -> None:
         for partner, swap in self.partners:

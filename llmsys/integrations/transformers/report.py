@@ -33,7 +33,9 @@ class Report:
                 (line.kind, re.sub(r"\b\d+\b", "*", line.path), line.module, line.what) for line in lines_of
             )
             for (kind, path, module, what), count in groups.items():
-                lines.append(f"  {kind:<7} {count:>4} × {path or '(the model)'} ({module}) {sign} {what}")
+                lines.append(f"  {kind:<9} {count:>4} × {path or '(the model)'} ({module}) {sign} {what}")
         if not self.swapped and not self.left:
-            lines.append("  nothing in it looks like a norm, an MLP, a rotary embedding or a loss that we know")
+            lines.append(
+                "  nothing in it looks like a norm, an MLP, a rotary embedding, an attention or a loss that we know"
+            )
         return "\n".join(lines)
