@@ -7,7 +7,10 @@ from llmsys.ops.adamw import adamw as adamw
 from llmsys.ops.adamw_8bit import adamw_8bit as adamw_8bit
 from llmsys.ops.add_layer_norm import add_layer_norm as add_layer_norm
 from llmsys.ops.add_rms_norm import add_rms_norm as add_rms_norm
+from llmsys.ops.append_kv import append_kv as append_kv
 from llmsys.ops.attention import attention as attention
+from llmsys.ops.attention.merge import merge_attention as merge_attention
+from llmsys.ops.attention_decode import attention_decode as attention_decode
 from llmsys.ops.clamped_swiglu import clamped_swiglu as clamped_swiglu
 from llmsys.ops.cross_entropy import cross_entropy as cross_entropy
 from llmsys.ops.cross_entropy.sharded import (

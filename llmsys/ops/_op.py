@@ -13,7 +13,7 @@ be None, and has a gradient where it is not. A backward that takes `bool needs_d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from operator import itemgetter
@@ -25,7 +25,19 @@ from llmsys import env
 from llmsys.ops._impl import Explanation, Impl, first_tensor, triton
 from llmsys.ops._schema import Schema
 
-__all__ = ["Explanation", "Impl", "ListOp", "Op", "check_forced", "explain", "get", "names", "triton", "use"]
+__all__ = [
+    "Explanation",
+    "Impl",
+    "InPlaceOp",
+    "ListOp",
+    "Op",
+    "check_forced",
+    "explain",
+    "get",
+    "names",
+    "triton",
+    "use",
+]
 
 _library = torch.library.Library("llmsys", "FRAGMENT")
 _ops: dict[str, Op] = {}
@@ -260,21 +272,35 @@ class Op:
         return backward(*args)
 
 
-class ListOp(Op):
-    """An op over lists of tensors, in place or into a new tensor: no gradient and no `out=`."""
+class InPlaceOp(Op):
+    """An op that writes tensors that it is given, or works over lists of them: no gradient and no `out=`."""
 
     def __call__(self, *args: Any, out: None = None) -> Any:
         """Run on `args`, which the public function has checked: every argument of the schema, in order."""
-        lists = [arg for arg in args if isinstance(arg, list)]
         if torch.compiler.is_compiling() or not all(
-            type(tensor) in _PLAIN and not tensor.is_neg() for tensors in lists for tensor in tensors
+            type(tensor) in _PLAIN and not tensor.is_neg() for tensor in _tensors(args)
         ):
             return self.node(*args)
         if _in_functorch():
             return self.implementations["reference"].forward(*args)
         result = self.select(*args).forward(*args)
-        torch.autograd.graph.increment_version([t for i in self.written for t in args[i]])
+        torch.autograd.graph.increment_version(_tensors([args[i] for i in self.written]))
         return result
+
+
+class ListOp(InPlaceOp):
+    """An op over lists of tensors, in place or into a new tensor."""
+
+
+def _tensors(args: Iterable[Any]) -> list[torch.Tensor]:
+    """Those among `args` and in the lists among them."""
+    found = []
+    for arg in args:
+        if isinstance(arg, torch.Tensor):
+            found.append(arg)
+        elif isinstance(arg, list):
+            found += arg
+    return found
 
 
 class _Function(torch.autograd.Function):

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from llmsys.ops._cases import random
-from llmsys.ops._op import ListOp, Op, use
+from llmsys.ops._op import InPlaceOp, ListOp, Op, use
 
 Layout = Callable[[torch.Tensor], torch.Tensor]
 # What an implementation has, what the reference has in the same dtype, the truth.
@@ -132,8 +132,8 @@ def run(
 
     The gradients that arrive are standard normal, rounded to `dtype`: the same numbers for every implementation.
     """
-    if isinstance(op, ListOp):
-        yield from _run_list(op, implementation, args, layout)
+    if isinstance(op, InPlaceOp):
+        yield from _run_in_place(op, implementation, args, layout)
         return
     args = leaves(op, args)
     given_here = [i for i in op.differentiable if args[i] is not None]
@@ -143,6 +143,8 @@ def run(
         results = op(*args)
         results = results if isinstance(results, tuple) else (results,)
         yield from zip(op.forward_schema.results, (result.detach() for result in results), strict=False)
+        if op.backward_schema is None:
+            return
         arriving = [(i, result) for i, result in enumerate(results) if only in (None, i)]
         given = [
             layout(random(1000 + seed + i, "cpu", (tuple(result.shape), dtype))[0].to(result.device, result.dtype))
@@ -152,15 +154,19 @@ def run(
     yield from zip(names, gradients, strict=True)
 
 
-def _run_list(op: ListOp, implementation: str, args: tuple, layout: Layout) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name, tensor) of the result, then of each list that is written, as one vector. `args` stay as they are."""
+def _run_in_place(
+    op: InPlaceOp, implementation: str, args: tuple, layout: Layout
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name, tensor) of the result, then of what is written, a list as one vector. `args` stay as they are."""
     args = _each(lambda tensor: layout(tensor.clone()), args)
     with use(**{op.name: implementation}):
         result = op(*args)
     if result is not None:
         yield op.forward_schema.results[0], result
     for i in op.written:
-        if args[i]:
+        if isinstance(args[i], torch.Tensor):
+            yield op.forward_schema.names[i], args[i]
+        elif args[i]:
             yield op.forward_schema.names[i], torch.cat([tensor.flatten() for tensor in args[i]])
 
 

@@ -1,0 +1,216 @@
+import math
+
+import pytest
+import torch
+
+from llmsys import append_kv, rope, rope_tables
+from llmsys.ops._op import use
+from llmsys.ops._verify import verify
+from llmsys.ops.append_kv import OP, cases
+from llmsys.ops.append_kv.reference import quantise
+from tests import harness
+from tests.harness import same_bits
+from tests.ops.list_ops import every_runner, fenced
+
+SURFACE = {
+    "append_kv": "(k_cache, v_cache, k, v, cache_seqlens, *, block_table=None, k_scale=None, v_scale=None, cos=None, "
+    "sin=None, interleaved=False)"
+}
+
+runner = every_runner(OP)
+dtypes = pytest.mark.parametrize("dtype", harness.DTYPES, ids=str)
+variants = pytest.mark.parametrize("variant", cases.VARIANTS, ids=str)
+
+
+def appended(implementation, args, layout=torch.clone):
+    """The arguments after the op has run on copies of them."""
+    args = [layout(arg.clone()) if isinstance(arg, torch.Tensor) else arg for arg in args]
+    with use(append_kv=implementation):
+        OP(*args)
+    return args
+
+
+def assert_same(first, second):
+    for a, b in zip(first, second, strict=True):
+        assert not isinstance(a, torch.Tensor) or same_bits(a, b)
+
+
+# ---- every implementation ----
+
+
+@dtypes
+@variants
+def test_accurate(runner, dtype, variant):
+    for shape in cases.SMALL[-2 if runner.slow else 0 :]:
+        for verdict in verify(OP, cases, runner.implementation, shape, dtype, device=runner.device, **variant):
+            assert verdict.right, f"{runner.name} {shape} {dtype} {variant}: {verdict}"
+
+
+@dtypes
+@variants
+def test_has_the_bits_of_the_reference(runner, dtype, variant):
+    """A copy is a copy, and a code is what rounding the quotient gives; but where rotation fused a sum."""
+    if variant.get("rotary_fraction"):
+        pytest.skip("a rotated key is as good as its rounding: test_accurate")
+    args = cases.inputs((3, 4, 12, 2, 33, 20), dtype, runner.device, seed=3, **variant)
+    assert_same(appended(runner.implementation, args), appended("reference", args))
+
+
+@dtypes
+@variants
+def test_any_layout(runner, dtype, variant):
+    args = cases.inputs((3, 4, 12, 2, 34, 16), dtype, runner.device, seed=3, **variant)
+    expected = appended(runner.implementation, args)
+    for layout in (harness.gapped, harness.transposed, harness.heads_first, fenced):
+        assert_same(appended(runner.implementation, args, layout), expected)
+
+
+@dtypes
+@variants
+def test_nothing_else_is_written(runner, dtype, variant):
+    """What was in the cache, and around it, stays; and so do the arguments that are read."""
+    args = list(cases.inputs((3, 4, 12, 2, 34, 16), dtype, runner.device, seed=3, **variant))
+    for i in range(4):
+        if args[i] is not None:
+            args[i] = fenced(args[i] + 55)
+    before = [arg.clone() if isinstance(arg, torch.Tensor) else arg for arg in args]
+    with use(append_kv=runner.implementation):
+        OP(*args)
+    lengths, table, size = args[6].tolist(), args[7], before[0].shape[1]
+    for i in range(4):
+        if args[i] is None:
+            continue
+        places = {
+            (b, length + t) if table is None else (int(table[b, (length + t) // size]), (length + t) % size)
+            for b, length in enumerate(lengths)
+            for t in range(4)
+        }
+        kept = torch.ones(before[i].shape[:2], dtype=torch.bool)
+        kept[tuple(zip(*places, strict=True))] = False
+        assert same_bits(args[i][kept], before[i][kept]) and kept.sum() == kept.numel() - 12
+        buffer = args[i].new_empty(0).set_(args[i].untyped_storage())
+        start = args[i].storage_offset()
+        assert (buffer[:start] == 77).all() and (buffer[start + args[i].numel() :] == 77).all()
+    assert_same(args[4:], before[4:])
+
+
+@dtypes
+def test_special_values_of_int8(runner, dtype):
+    """Zeros have scale 0; a row with NaN or infinity has that as its scale; a subnormal row comes back in its range."""
+    args = list(cases.inputs((1, 4, 6, 1, 33, 33), dtype, runner.device, int8=True))
+    args[4][0, 0] = 0
+    args[4][0, 1, 0, 32] = math.nan
+    args[4][0, 2, 0, 5] = -math.inf
+    args[4][0, 3] = torch.finfo(dtype).smallest_normal / 2
+    ours, theirs = (appended(name, args) for name in (runner.implementation, "reference"))
+    assert_same([t.nan_to_num(nan=-1) for t in ours[:4]], [t.nan_to_num(nan=-1) for t in theirs[:4]])
+    scale, codes = ours[2][0, :4, 0], ours[0][0, :4, 0]
+    assert scale[0] == 0 and scale[1].isnan() and scale[2] == math.inf
+    assert (codes[:3] == 0).all() and (codes[3] == 127).all()
+
+
+def test_places_outside_are_errors_and_nothing_is_written(runner):
+    if runner.device != "cpu":
+        pytest.skip("a GPU is not asked what it holds")
+    args = list(cases.inputs((2, 3, 8, 1, 4, 4), torch.float32))
+    paged = list(cases.inputs((2, 3, 8, 1, 4, 4), torch.float32, block_size=2))
+    paged[7] = paged[7].clone()
+    paged[6] = torch.tensor([2, 1], dtype=torch.int32)
+    paged[7][0, 0] = -1  # before what is written
+    paged[7][1, 2:] = 99  # after it
+    appended(runner.implementation, paged)
+    with use(append_kv=runner.implementation):
+        for lengths in ([6, 0], [0, -1]):
+            args[6] = torch.tensor(lengths, dtype=torch.int32)
+            with pytest.raises(
+                ValueError, match=r"cache_seqlens is \[.*\] before 3 more tokens, expected .* from 0 to 5"
+            ):
+                OP(*args)
+        assert not args[0].any() and not args[1].any()
+        paged[7][1, 1] = 9
+        with pytest.raises(
+            ValueError, match=r"block_table\[1, 1\] is 9, expected a block from 0 to 8, as it holds token"
+        ):
+            OP(*paged)
+
+
+# ---- once ----
+
+
+def test_by_hand():
+    k, v = torch.randn(2, 2, 3, 8).bfloat16(), torch.randn(2, 2, 3, 4).bfloat16()
+    k_cache, v_cache = torch.zeros(2, 6, 3, 8).bfloat16(), torch.zeros(2, 6, 3, 4).bfloat16()
+    lengths = torch.tensor([3, 0], dtype=torch.int32)
+    cos, sin = rope_tables(lengths[:, None] + torch.arange(2), 8)
+    version = k_cache._version
+    assert append_kv(k_cache, v_cache, k, v, lengths, cos=cos, sin=sin, interleaved=True) is None
+    turned = rope(k, cos, sin, interleaved=True)
+    torch.testing.assert_close(k_cache[0, 3:5], turned[0])
+    torch.testing.assert_close(k_cache[1, :2], turned[1])
+    assert torch.equal(v_cache[0, 3:5], v[0]) and torch.equal(v_cache[1, :2], v[1])
+    assert k_cache[0, :3].abs().sum() == k_cache[0, 5:].abs().sum() == k_cache[1, 2:].abs().sum() == 0
+    assert k_cache._version > version
+
+
+def test_quantise():
+    x = torch.tensor([[1.27, -0.635, 0.005], [0.0, 0.0, 0.0]])
+    codes, scale = quantise(x)
+    assert codes.tolist() == [[127, -64, 0], [0, 0, 0]] or codes.tolist() == [[127, -63, 0], [0, 0, 0]]
+    torch.testing.assert_close(scale, torch.tensor([0.01, 0.0]))
+    x = torch.randn(100, 64)
+    codes, scale = quantise(x)
+    assert ((codes * scale[:, None] - x).abs() <= 0.5001 * scale[:, None]).all()
+    assert (codes.abs().amax(-1) == 127).all()
+
+
+@dtypes
+def test_opcheck(dtype):
+    for variant in cases.VARIANTS:
+        torch.library.opcheck(OP.node, cases.inputs((2, 3, 8, 2, 6, 4), dtype, **variant))
+
+
+def test_compiles():
+    args = cases.inputs((2, 3, 8, 2, 6, 4), torch.float32, rotary_fraction=1.0, int8=True)
+
+    def function(k_cache, v_cache, k_scale, v_scale, k, v, lengths, table, cos, sin, interleaved):
+        append_kv(k_cache, v_cache, k * 1, v, lengths, k_scale=k_scale, v_scale=v_scale, cos=cos, sin=sin)
+
+    eager, traced = ([arg.clone() if isinstance(arg, torch.Tensor) else arg for arg in args] for _ in range(2))
+    function(*eager)
+    torch.compile(function, fullgraph=True, backend="aot_eager")(*traced)
+    assert_same(eager, traced)
+
+
+def test_cost():
+    args = cases.inputs((2, 3, 8, 4, 6, 5), torch.bfloat16, rotary_fraction=1.0)
+    assert cases.traffic("forward", *args) == 24 * 11 * 4 and cases.flops("forward", *args) == 24 * 18
+    args = cases.inputs((2, 3, 8, 4, 6, 5), torch.bfloat16, int8=True)
+    assert cases.traffic("forward", *args) == 24 * (11 * 3 + 8) and cases.flops("forward", *args) == 0
+
+
+K, CACHE, LENGTHS = torch.ones(2, 1, 3, 8), torch.ones(2, 6, 3, 8), torch.tensor([3, 5], dtype=torch.int32)
+FITTING = {"k_cache": CACHE, "v_cache": CACHE, "k": K, "v": K, "cache_seqlens": LENGTHS}
+
+
+@pytest.mark.parametrize(
+    "changes, error, message",
+    [
+        ({"k": K[0]}, ValueError, r"k is \(1, 3, 8\) torch.float32 on cpu and v \(2, 1, 3, 8\)"),
+        ({"v": K.half()}, ValueError, "k is .* and v .* torch.float16 on cpu, expected .* of one dtype"),
+        ({"k": K.int(), "v": K.int()}, TypeError, "k is torch.int32, expected float32"),
+        ({"k_cache": CACHE.double()}, TypeError, r"k_cache is torch.float64, expected torch.float32 \(k's\) or int8"),
+        ({"v_cache": CACHE[..., 1:]}, ValueError, r"v_cache has shape \(2, 6, 3, 7\), expected .* ending in \(3, 8\)"),
+        ({"cache_seqlens": LENGTHS.long()}, TypeError, "cache_seqlens is torch.int64"),
+        (
+            {"k_scale": torch.ones(2, 6, 3)},
+            ValueError,
+            "k_scale is .* and the cache torch.float32, expected scales with",
+        ),
+        ({"cos": torch.ones(1, 4)}, ValueError, "sin is None, expected both of cos and sin"),
+        ({"cos": torch.ones(1, 5), "sin": torch.ones(1, 5)}, ValueError, "cos and sin have 5 columns and k's heads 8"),
+        ({"k_cache": CACHE[:1].expand(2, -1, -1, -1)}, ValueError, r"k_cache has strides \(0, 24, 8, 1\), expected"),
+    ],
+)
+def test_errors(changes, error, message):
+    with pytest.raises(error, match="llmsys.append_kv: " + message):
+        append_kv(**FITTING | changes)
