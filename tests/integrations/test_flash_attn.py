@@ -31,8 +31,12 @@ SIGNATURES = {
     "flash_attn_varlen_qkvpacked_func": "(qkv, cu_seqlens, max_seqlen, dropout_p=0.0, softmax_scale=None, "
     "causal=False, window_size=(-1, -1), softcap=0.0, alibi_slopes=None, deterministic=False, "
     "return_attn_probs=False)",
+    "flash_attn_with_kvcache": "(q, k_cache, v_cache, k=None, v=None, rotary_cos=None, rotary_sin=None, "
+    "cache_seqlens=None, cache_batch_idx=None, cache_leftpad=None, block_table=None, softmax_scale=None, causal=False, "
+    "window_size=(-1, -1), softcap=0.0, rotary_interleaved=True, alibi_slopes=None, num_splits=0, "
+    "return_softmax_lse=False)",
 }
-FUNCTIONS = list(SIGNATURES)
+FUNCTIONS = [name for name in SIGNATURES if name != "flash_attn_with_kvcache"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 HEAD_DIMS = [32, 40, 59, 64, 96, 111, 128, 160, 192, 224, 256]
 LENGTHS = {  # of queries and keys
@@ -172,7 +176,7 @@ def slopes_of(kind, batch, heads):
     return slopes if kind == "batch" else slopes[0]
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("name", SIGNATURES)
 def test_signature(name):
     signature = inspect.signature(getattr(flash_attn, name))
     parameters = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
@@ -338,6 +342,135 @@ def test_padded_batch_by_way_of_packed_sequences():
     torch.testing.assert_close(pad_input(out, indices, 2, 9), whole * mask[..., None, None])
 
 
+def rotated(x, cos, sin, interleaved):
+    """x (T, H, D) by tables (T, R/2)."""
+    size = 2 * cos.shape[-1]
+    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+    turned, rest = x[..., :size], x[..., size:]
+    pairs = turned.unflatten(-1, (-1, 2)) if interleaved else turned.unflatten(-1, (2, -1)).transpose(-1, -2)
+    a, b = pairs.unbind(-1)
+    pairs = torch.stack((a * cos - b * sin, a * sin + b * cos), -1)
+    return torch.cat(((pairs if interleaved else pairs.transpose(-1, -2)).flatten(-2), rest), -1)
+
+
+class Cache:
+    """Random arguments of flash_attn_with_kvcache: three sequences, and what is in the cache, sequence by sequence."""
+
+    def __init__(self, layout, queries=3, new=2, heads=4, kv_heads=2, dim=32, dtype=torch.float32):
+        self.layout, self.dtype = layout, dtype
+        self.q = draw(3, queries, heads, dim, dtype=dtype, seed=0)
+        self.k, self.v = (draw(3, new, kv_heads, dim, dtype=dtype, seed=seed) for seed in (1, 2))
+        self.lengths, self.rows, self.starts = torch.tensor([11, 0, 37], dtype=torch.int32), [0, 1, 2], [0, 0, 0]
+        if layout == "paged":
+            self.table = torch.tensor([[5, 3, 0], [8, 1, 0], [2, 7, 4]], dtype=torch.int32)
+        elif layout != "plain":
+            self.rows = [4, 0, 3]
+        if layout == "leftpad":
+            self.starts, self.lengths = [4, 0, 9], torch.tensor([11, 0, 37], dtype=torch.int32)
+        shape = (9, 16) if layout == "paged" else (5, 48)
+        self.caches = [draw(*shape, kv_heads, dim, dtype=dtype, seed=seed) for seed in (3, 4)]
+
+    def options(self):
+        rows = torch.tensor(self.rows, dtype=torch.int32)
+        return {
+            "plain": {},
+            "paged": {"block_table": getattr(self, "table", None)},
+            "indexed": {"cache_batch_idx": rows},
+            "leftpad": {"cache_batch_idx": rows, "cache_leftpad": torch.tensor(self.starts, dtype=torch.int32)},
+        }[self.layout]
+
+    def place(self, n, s):
+        """Where the token s of sequence n is."""
+        if self.layout == "paged":
+            return int(self.table[n, s // 16]), s % 16
+        return self.rows[n], s
+
+    def expected(self, dtype, new, tables, interleaved, local, slopes, **options):
+        """(out, lse, caches) by the formula."""
+        caches = [cache.to(dtype, copy=True) for cache in self.caches]
+        outs, lses = [], []
+        for n, length in enumerate(self.lengths.tolist()):
+            q, fresh = self.q[n].to(dtype), [self.k[n].to(dtype), self.v[n].to(dtype)]
+            if tables is not None:
+                cos, sin = (table.to(dtype)[length - self.starts[n] :] for table in tables)
+                fresh[0] = rotated(fresh[0], cos[: len(fresh[0])], sin[: len(fresh[0])], interleaved)
+                rows = slice(len(q)) if local else [0] * len(q)
+                q = rotated(q, cos[rows], sin[rows], interleaved)
+            if new:
+                for cache, x in zip(caches, fresh, strict=True):
+                    for t, token in enumerate(x):
+                        cache[self.place(n, length + t)] = token
+                length += len(fresh[0])
+            k, v = (
+                torch.stack([cache[self.place(n, s)] for s in range(self.starts[n], length)])
+                if length
+                else cache.new_empty(0, *cache.shape[2:])
+                for cache in caches
+            )
+            out, lse = formula(q, k, v, slopes=None if slopes is None else slopes[n], **options)
+            outs.append(out)
+            lses.append(lse)
+        return [torch.stack(outs), torch.stack(lses)], caches
+
+
+@pytest.mark.parametrize("layout", ["plain", "paged", "indexed", "leftpad"])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("window_size", [(-1, -1), (6, 0), (9, 2)], ids=str)
+def test_kvcache(layout, causal, window_size):
+    """Every layout, with new tokens and without, rotated or not, one query and several."""
+    dtypes, softcaps = itertools.cycle(DTYPES), itertools.cycle([0.0, 2.5])
+    alibis, kv_heads = itertools.cycle(["none", "batch"]), itertools.cycle([4, 2, 1, 2])
+    for queries, new, rotary in [(1, 0, None), (3, 0, None), (1, 1, None), (3, 3, True), (1, 1, False), (2, 5, True)]:
+        given = Cache(layout, queries, new, kv_heads=next(kv_heads), dtype=next(dtypes))
+        slopes, softcap = slopes_of(next(alibis), 3, 4), next(softcaps)
+        angles = draw(64, 8, dtype=torch.float64, seed=7)
+        tables = None if rotary is None else [table.to(given.dtype) for table in (angles.cos(), angles.sin())]
+        appended = {"k": given.k, "v": given.v} if new else {}
+        if tables is not None:
+            appended |= {"rotary_cos": tables[0], "rotary_sin": tables[1], "rotary_interleaved": rotary}
+        options = {"causal": causal, "window_size": window_size, "softcap": softcap}
+        caches = [cache.clone() for cache in given.caches]
+        found = flash_attn.flash_attn_with_kvcache(
+            *(given.q, *caches),
+            cache_seqlens=given.lengths,
+            alibi_slopes=slopes,
+            return_softmax_lse=True,
+            **{**given.options(), **appended, **options},
+        )
+        asked = (new, tables, rotary, causal or window_size != (-1, -1), slopes)
+        (truths, wide), (references, narrow) = (
+            given.expected(dtype, *asked, **options) for dtype in (torch.float64, given.dtype)
+        )
+        check(found, truths, references)
+        check(caches, wide, narrow)
+        for cache, old, exact in zip(caches, given.caches, wide, strict=True):  # nothing else is touched
+            untouched = (exact == old.double()).all(-1)
+            assert torch.equal(cache[untouched], old[untouched])
+
+
+def test_kvcache_whole_and_by_number():
+    """cache_seqlens by default and as an int; no lse; strides of heads before tokens; half of a cache."""
+    q, cache = draw(2, 1, 2, 16, dtype=torch.float32, seed=0), draw(2, 2, 40, 16, dtype=torch.float32, seed=1)
+    cache = cache.transpose(1, 2)
+    whole = flash_attn.flash_attn_with_kvcache(q, cache, cache)
+    torch.testing.assert_close(whole, flash_attn.flash_attn_func(q, cache, cache))
+    half = flash_attn.flash_attn_with_kvcache(q, cache, cache, cache_seqlens=20, causal=True, num_splits=4)
+    torch.testing.assert_close(half, flash_attn.flash_attn_func(q, cache[:, :20], cache[:, :20]))
+
+
+def test_kvcache_is_filled_token_by_token():
+    """As a model generates: the outputs are those of causal attention to the whole sequence."""
+    qkv = draw(2, 19, 3, 4, 16, dtype=torch.float32, seed=0)
+    expected = flash_attn.flash_attn_qkvpacked_func(qkv, causal=True)
+    k_cache, v_cache = (torch.full((2, 24, 4, 16), math.nan) for _ in range(2))
+    start, outs = 0, []
+    for piece in qkv.split([7, 1, 1, 4, 6], 1):
+        q, k, v = piece.unbind(2)
+        outs.append(flash_attn.flash_attn_with_kvcache(q, k_cache, v_cache, k, v, cache_seqlens=start, causal=True))
+        start += piece.shape[1]
+    torch.testing.assert_close(torch.cat(outs, 1), expected)
+
+
 X, WIDE, PACKED = torch.zeros(1, 4, 2, 8), torch.zeros(1, 4, 2, 264), torch.zeros(4, 2, 8)
 STARTS = torch.tensor([0, 4], dtype=torch.int32)
 BOTH = (STARTS, STARTS, 4, 4)
@@ -374,6 +507,25 @@ ERRORS = [
         "varlen_func",
         [*[PACKED] * 3, 2 * STARTS, STARTS, 8, 4],
         {},
+    ),
+    (ValueError, "cache_seqlens is None", "with_kvcache", [X] * 5, {}),
+    (ValueError, "k is given alone", "with_kvcache", [X] * 4, {"cache_seqlens": 0}),
+    (ValueError, "block_table and cache_leftpad", "with_kvcache", [X] * 3, {"block_table": X, "cache_leftpad": X}),
+    (ValueError, "block_table and cache_batch_idx", "with_kvcache", [X] * 3, {"block_table": X, "cache_batch_idx": X}),
+    (ValueError, "rotary_sin None and k None", "with_kvcache", [X] * 3, {"rotary_cos": PACKED[0]}),
+    (
+        ValueError,
+        "have 2 and 2 rows, expected at least 4",
+        "with_kvcache",
+        [X] * 5,
+        {"cache_seqlens": 0, "rotary_cos": PACKED[0, :, :4], "rotary_sin": PACKED[0, :, :4]},
+    ),
+    (
+        ValueError,
+        "expected with cache_leftpad one row right behind",
+        "with_kvcache",
+        [torch.zeros(2, 1, 2, 8), *[torch.zeros(4, 2, 2, 8).transpose(0, 1)] * 2],
+        {"cache_seqlens": 0, "cache_leftpad": STARTS},
     ),
     (ValueError, "block_table is torch.int64", "varlen_func", [PACKED, X, X, *BOTH], {"block_table": STARTS.long()}),
 ]

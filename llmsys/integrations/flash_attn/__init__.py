@@ -14,6 +14,7 @@ kernels works here: float32 and float64, softcap with dropout, ALiBi slopes in q
 """
 
 from llmsys.integrations.flash_attn.dense import flash_attn_func, flash_attn_kvpacked_func, flash_attn_qkvpacked_func
+from llmsys.integrations.flash_attn.kvcache import flash_attn_with_kvcache
 from llmsys.integrations.flash_attn.varlen import (
     flash_attn_varlen_func,
     flash_attn_varlen_kvpacked_func,
@@ -27,4 +28,5 @@ __all__ = [
     "flash_attn_varlen_func",
     "flash_attn_varlen_kvpacked_func",
     "flash_attn_varlen_qkvpacked_func",
+    "flash_attn_with_kvcache",
 ]

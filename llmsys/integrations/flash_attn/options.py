@@ -23,24 +23,30 @@ def options(
     softcap: float,
     alibi_slopes: Tensor | None,
 ) -> dict[str, Any]:
-    """The same, as `llmsys.attention` names them.
+    """The same, as `llmsys.attention` names them."""
+    return {
+        "causal": causal,
+        "scale": softmax_scale,
+        "window": window(window_size),
+        "softcap": softcap,
+        "alibi_slopes": alibi_slopes,
+        "dropout_p": dropout_p,
+        "seed": drawn_seed() if dropout_p > 0 else None,
+    }
 
-    Errors     ValueError if window_size is no pair of integers from -1
+
+def window(window_size: tuple[int, int]) -> tuple[int, int]:
+    """The same pair.
+
+    Errors     ValueError if it is no pair of integers from -1
     """
     if len(window_size) != 2 or not all(isinstance(size, int) and size >= -1 for size in window_size):
         raise ValueError(
             f"llmsys.integrations.flash_attn: window_size is {window_size}, expected (left, right), the numbers of "
             "keys seen before and after a query's own place, -1 for all"
         )
-    return {
-        "causal": causal,
-        "scale": softmax_scale,
-        "window": tuple(window_size),
-        "softcap": softcap,
-        "alibi_slopes": alibi_slopes,
-        "dropout_p": dropout_p,
-        "seed": drawn_seed() if dropout_p > 0 else None,
-    }
+    left, right = window_size
+    return left, right
 
 
 def with_probabilities(q: Tensor, k: Tensor, v: Tensor, places: Tensor, num_places: int, **given: Any) -> Any:
