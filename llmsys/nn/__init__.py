@@ -9,6 +9,7 @@ from llmsys.nn.linear import Linear
 from llmsys.nn.lora_linear import LoRALinear
 from llmsys.nn.losses import CrossEntropyLoss
 from llmsys.nn.mlp import MLP
+from llmsys.nn.positions import alibi_slopes, sinusoidal_positions
 from llmsys.nn.rms_norm import RMSNorm
 from llmsys.nn.softmax import Softmax
 
@@ -25,4 +26,6 @@ __all__ = [
     "RMSNorm",
     "SiLU",
     "Softmax",
+    "alibi_slopes",
+    "sinusoidal_positions",
 ]
