@@ -53,7 +53,7 @@ BARS = (
 KINDS = {
     "head and loss": ("linear_cross_entropy", "aten::_log_softmax", "aten::nll_loss"),
     "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "linear", "mlp"),
-    "attention": ("aten::_scaled_dot_product",),
+    "attention": ("attention", "aten::_scaled_dot_product"),
     "optimizer and clipping": ("Optimizer.", "adamw", "grad_norm", "llmsys::adamw", "llmsys::grad_norm"),
     "memory-bound": ("",),
 }

@@ -7,13 +7,14 @@ Source     Touvron et al. 2023, arXiv:2302.13971, section 2.2; grouped queries: 
 import hashlib
 import math
 from dataclasses import dataclass, fields
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmsys.nn import MLP, RMSNorm
-from llmsys.ops import linear_cross_entropy, rope_qk, rope_tables
+from llmsys.ops import attention, linear_cross_entropy, rope_qk, rope_tables
 
 PLAN = {
     "tensor": {
@@ -109,6 +110,7 @@ class Attention(nn.Module):
     """Causal self-attention; each key-value head serves num_heads / num_kv_heads query heads."""
 
     rotate = staticmethod(rope_qk)
+    attend = staticmethod(attention)
 
     def __init__(self, config: LlamaConfig):
         super().__init__()
@@ -120,9 +122,9 @@ class Attention(nn.Module):
 
     def forward(self, x_BTD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         q_BTHK, k_BTHK, v_BTHK = (w(x_BTD).unflatten(-1, (-1, self.head_dim)) for w in (self.wq, self.wk, self.wv))
-        q_BHTK, k_BHTK, v_BHTK = (x.transpose(1, 2) for x in (*self.rotate(q_BTHK, k_BTHK, cos, sin), v_BTHK))
-        y_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=True, enable_gqa=True)
-        return self.wo(y_BHTK.transpose(1, 2).flatten(-2))
+        q_BTHK, k_BTHK = self.rotate(q_BTHK, k_BTHK, cos, sin)
+        y_BTHK = cast(Tensor, self.attend(q_BTHK, k_BTHK, v_BTHK, causal=True))
+        return self.wo(y_BTHK.flatten(-2))
 
 
 class Block(nn.Module):

@@ -34,6 +34,12 @@ class StockAttention(Attention):
 
         return rotated(q_BTHK), rotated(k_BTHK)
 
+    @staticmethod
+    def attend(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHK: Tensor, *, causal: bool) -> Tensor:  # type: ignore[override]
+        q_BHTK, k_BHTK, v_BHTK = (x.transpose(1, 2) for x in (q_BTHK, k_BTHK, v_BTHK))
+        y_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=causal, enable_gqa=True)
+        return y_BHTK.transpose(1, 2)
+
 
 class StockMLP(MLP):
     def forward(self, x: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ import torch
 
 from llmsys import rope_tables
 from llmsys.models import SIZES, Llama, LlamaConfig
-from llmsys.models.llama import PLAN
+from llmsys.models.llama import PLAN, Attention
+from llmsys.train.stock import StockAttention
 
 TINY = LlamaConfig(
     vocab_size=31, dim=24, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=6, hidden_dim=40, max_sequence_length=16
@@ -132,11 +133,12 @@ def test_sizes_hold_what_they_are_called(name):
         assert count / {"M": 1e6, "B": 1e9}[match[2]] == pytest.approx(int(match[1]), rel=0.11)
 
 
-def test_flops_per_token_counts_what_torch_counts():
-    """In float64, where PyTorch multiplies all matrices and so counts them."""
+def test_flops_per_token_counts_what_torch_counts(monkeypatch):
+    """In float64, where PyTorch multiplies all matrices and so counts them, and with its own attention."""
     from torch.utils.flop_counter import FlopCounterMode
 
     x = tokens(1, 16)
+    monkeypatch.setattr(Attention, "attend", staticmethod(StockAttention.attend))
     with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         Llama(TINY).double().loss(x, x).backward()
     attention = 6 * TINY.num_layers * TINY.num_heads * TINY.head_dim * 16
