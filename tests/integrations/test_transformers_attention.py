@@ -1,7 +1,8 @@
 """`attn_implementation="llmsys"` against eager attention: outputs, gradients, masks, caches.
 
 Truth is the eager model in float64, and ours may be off by twice (gradients three times) what the eager model is off in
-float32, and one rounding. Tokens that are padding are not compared: eager attention gives them means over all keys.
+float32, and one rounding; gradients by the largest of the model's. Tokens that are padding are not compared: eager
+attention gives them means over all keys.
 """
 
 import copy
@@ -25,8 +26,8 @@ from llmsys.integrations.transformers import attention
 from llmsys.ops._verify import judge
 from tests.harness import same_bits
 
-SMALL = SIZES | {"pad_token_id": 0}
 OTHERS = {
+    "Gemma 2": ("gemma2", {**SIZES, "sliding_window": 8, "attn_logit_softcapping": 2.0}),
     "GPT-NeoX": ("gpt_neox", {**SIZES, "attention_dropout": 0.0, "hidden_dropout": 0.0}),
     "gpt-oss": ("gpt_oss", {**SIZES, "sliding_window": 8, "num_local_experts": 4, "num_experts_per_tok": 2}),
     "ModernBERT": ("modernbert", {**SIZES, "local_attention": 8, "global_attn_every_n_layers": 2, "cls_token_id": 1,
@@ -106,9 +107,15 @@ def assert_equal(model, given, real=None):
         truth = run(wide, doubled, real)
     same, ours = run(model, given, real), run(with_ours(model), given, real)
     assert ours.keys() == truth.keys()
-    for name, true in truth.items():
-        verdict = judge(name, [(ours[name], same[name], true)])
-        assert verdict.right, f"{name} {verdict}"
+    verdict = judge("logits", [(ours.pop("logits"), same.pop("logits"), truth.pop("logits"))])
+    assert verdict.right, verdict
+    # Of few elements the largest error is a matter of luck: all gradients together, each by its largest element.
+    sizes = {name: float(true.abs().max()) or 1.0 for name, true in truth.items()}
+    found = {name: tuple(results[name] / sizes[name] for results in (ours, same, truth)) for name in sizes}
+    allowed = judge("dall", list(found.values())).allowed
+    for name, triple in found.items():
+        verdict = judge(f"d{name}", [triple])
+        assert verdict.error <= allowed, f"{name}: error {verdict.error}, allowed {allowed}"
 
 
 @pytest.fixture
