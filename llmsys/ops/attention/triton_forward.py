@@ -1,0 +1,201 @@
+"""The forward of attention in Triton: a program has a tile of queries, and goes over the tiles of keys that they see.
+
+Dao 2023, arXiv:2307.08691, algorithm 1.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from llmsys.ops._triton import device_of, rounded
+from llmsys.ops.attention.arguments import Arguments
+from llmsys.ops.attention.triton_scores import (
+    LOG2_E,
+    kept,
+    load_tile,
+    options_of,
+    padded,
+    placed,
+    product,
+    row_facts,
+    scored,
+    shared,
+    store_tile,
+    tiles_between,
+)
+
+LN_2 = tl.constexpr(math.log(2))
+
+
+@triton.jit
+def attend(
+    state,
+    q,
+    keys,
+    values,
+    t0,
+    s0,
+    facts,
+    options,
+    SOFTCAP: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    DIM: tl.constexpr,
+    VALUE_DIM: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+    BLOCK_VALUE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    MASKED: tl.constexpr,
+):
+    """(sums of values, highest score, sum of exponentials) after the keys from s0 on."""
+    (sums, highest, total), (k_ptr, k_stride), (v_ptr, v_stride) = state, keys, values
+    i, j, remaining = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), options[6][1] - s0
+    k_ptr += tl.cast(s0, tl.int64) * k_stride
+    v_ptr += tl.cast(s0, tl.int64) * v_stride
+    k = load_tile(k_ptr, k_stride, remaining, DIM, BLOCK_DIM, BLOCK_N, MASKED, TRANSPOSED=True)
+    z, _ = scored(product(q, k), t0, i[:, None], s0, j[None, :], facts, options, SOFTCAP, MASKED)
+    higher = tl.maximum(highest, tl.max(z, 1))
+    shift = tl.where(higher == float("-inf"), 0.0, higher)  # of queries that have seen nothing yet
+    p, shrink = tl.exp2(z - shift[:, None]), tl.exp2(highest - shift)
+    total = total * shrink + tl.sum(p, 1)
+    if DROPOUT:
+        p = tl.where(kept(t0 + i, s0, options, BLOCK_N), p, 0.0)
+    v = load_tile(v_ptr, v_stride, remaining, VALUE_DIM, BLOCK_VALUE, BLOCK_N, MASKED)
+    return product(rounded(p, v.dtype), v, sums * shrink[:, None]), higher, total
+
+
+@triton.jit(do_not_specialize=["threshold", "seed_low", "seed_high"])
+def forward_kernel(
+    q_ptr,
+    q_b_stride,
+    q_t_stride,
+    q_h_stride,
+    k_ptr,
+    k_b_stride,
+    k_s_stride,
+    k_h_stride,
+    v_ptr,
+    v_b_stride,
+    v_s_stride,
+    v_h_stride,
+    sinks_ptr,
+    y_ptr,
+    lse_ptr,
+    rows_ptr,
+    alibi_ptr,
+    bias_ptr,
+    bias_b_stride,
+    bias_h_stride,
+    bias_t_stride,
+    bias_s_stride,
+    mask_ptr,
+    mask_b_stride,
+    mask_h_stride,
+    mask_t_stride,
+    mask_s_stride,
+    block_size,
+    num_queries,
+    num_keys,
+    heads,
+    group,
+    scale,
+    scale_log2,
+    threshold,
+    kept_scale,
+    seed_low,
+    seed_high,
+    SOFTCAP: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    DIM: tl.constexpr,
+    VALUE_DIM: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+    BLOCK_VALUE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    # The last queries see most where attention is causal: they come first, of all heads.
+    tiles = tl.cdiv(num_queries, BLOCK_M)
+    all_heads = tl.num_programs(0) // tiles
+    head = tl.program_id(0) % all_heads
+    t0 = (tiles - 1 - tl.program_id(0) // all_heads) * BLOCK_M
+    b, h = (head // heads).to(tl.int64), (head % heads).to(tl.int64)
+    key_head = h // group
+    q_ptr += b * q_b_stride + h * q_h_stride + tl.cast(t0, tl.int64) * q_t_stride
+    k_ptr += b * k_b_stride + key_head * k_h_stride
+    v_ptr += b * v_b_stride + key_head * v_h_stride
+    options = options_of(
+        *(head, heads, (scale, scale_log2)),
+        *(bias_ptr, (bias_b_stride, bias_h_stride, bias_t_stride, bias_s_stride)),
+        *(mask_ptr, (mask_b_stride, mask_h_stride, mask_t_stride, mask_s_stride), block_size),
+        *((threshold, kept_scale, seed_low, seed_high), (num_queries, num_keys)),
+    )
+    t = t0 + tl.arange(0, BLOCK_M)
+    facts = row_facts(rows_ptr, alibi_ptr, t[:, None], num_queries, head, heads)
+    q = load_tile(q_ptr, q_t_stride, num_queries - t0, DIM, BLOCK_DIM, BLOCK_M, True)
+    highest = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK_M,), tl.float32)
+    if sinks_ptr is not None:  # a key like others, but without a value
+        sink = tl.load(sinks_ptr + h).to(tl.float32) * LOG2_E
+        highest, total = tl.zeros_like(total) + sink, total + tl.where(sink == float("-inf"), 0.0, 1.0)
+    state = tl.zeros((BLOCK_M, BLOCK_VALUE), tl.float32), highest, total
+
+    keys, values = (k_ptr, k_s_stride), (v_ptr, v_s_stride)
+    begin, full_begin, full_end, stop = tiles_between(rows_ptr, t0, num_queries, mask_ptr, BLOCK_M, BLOCK_N)
+    for tile in range(full_begin, full_end):
+        state = attend(
+            *(state, q, keys, values, t0, tile * BLOCK_N, facts, options),
+            *(SOFTCAP, DROPOUT, DIM, VALUE_DIM, BLOCK_DIM, BLOCK_VALUE, BLOCK_M, BLOCK_N, False),
+        )
+    full = full_end - full_begin
+    for tile in range(begin, stop - full):
+        tile += tl.where(tile >= full_begin, full, 0)
+        state = attend(
+            *(state, q, keys, values, t0, tile * BLOCK_N, facts, options),
+            *(SOFTCAP, DROPOUT, DIM, VALUE_DIM, BLOCK_DIM, BLOCK_VALUE, BLOCK_M, BLOCK_N, True),
+        )
+
+    sums, highest, total = state
+    nothing = total == 0.0
+    weight = tl.div_rn(tl.zeros_like(total) + kept_scale, tl.where(nothing, 1.0, total))
+    y = sums * weight[:, None]
+    store_tile(y_ptr, b * num_queries + t0, heads, h, num_queries - t0, y, VALUE_DIM, BLOCK_VALUE, BLOCK_M)
+    lse = tl.where(nothing, float("-inf"), (highest + tl.log2(tl.where(nothing, 1.0, total))) * LN_2)
+    tl.store(lse_ptr + tl.cast(head, tl.int64) * num_queries + t, lse, mask=t < num_queries)
+
+
+def tile(dtype: torch.dtype, width: int) -> tuple[int, int, int, int]:
+    """(BLOCK_M, BLOCK_N, warps, stages) for head dims up to `width`."""
+    if dtype == torch.float32:
+        return (64, 32, 4, 1) if width <= 64 else (32, 32, 4, 1) if width <= 128 else (32, 16, 4, 1)
+    return (128, 64, 4, 3) if width <= 64 else (128, 64, 8, 3) if width <= 128 else (128, 32, 8, 2)
+
+
+def forward(*args: Any, out: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+    """(y, lse): see `llmsys.attention`."""
+    given = Arguments(*args)
+    q, v = given.q, given.v
+    (batch, queries, heads, dim), value_dim = q.shape, v.shape[-1]
+    if out is None:
+        y = torch.empty((batch, queries, heads, value_dim), dtype=q.dtype, device=q.device)
+        lse = torch.empty((batch, heads, queries), dtype=torch.float32, device=q.device)
+    else:
+        y, lse = out
+    if lse.numel() == 0:
+        return y, lse
+    block_dim, block_value = padded(dim), padded(value_dim)
+    block_m, block_n, warps, stages = tile(q.dtype, max(block_dim, block_value))
+    sinks = None if given.sinks is None else given.sinks.contiguous()
+    with device_of(q):
+        forward_kernel[(triton.cdiv(queries, block_m) * batch * heads,)](
+            *(*placed(q), *placed(given.k), *placed(v), sinks, y, lse, *shared(given)),
+            *(block_dim, block_value, block_m, block_n),
+            num_warps=warps,
+            num_stages=stages,
+        )
+    return y, lse
