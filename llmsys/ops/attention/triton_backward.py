@@ -19,6 +19,7 @@ from llmsys.ops.attention import reference
 from llmsys.ops.attention.arguments import Arguments
 from llmsys.ops.attention.bounds import column_bounds
 from llmsys.ops.attention.triton_scores import (
+    FLOAT32_TILE,
     LOG2_E,
     kept,
     load_tile,
@@ -69,18 +70,19 @@ def delta_kernel(
 
 
 @triton.jit
-def load_rows(lse_ptr, delta_ptr, head, t, num_queries):
-    """lse in units of log 2, inf for queries that see nothing, so that their probabilities are 0; and delta."""
+def load_rows(lse_ptr, delta_ptr, head, t, num_queries, UNITS: tl.constexpr):
+    """lse in `UNITS`, inf for queries that see nothing, so that their probabilities are 0; and delta."""
     row = tl.cast(head, tl.int64) * num_queries + t
     lse = tl.load(lse_ptr + row, mask=t < num_queries, other=float("-inf"))
     delta = tl.load(delta_ptr + row, mask=t < num_queries, other=0.0)
-    return tl.where(lse == float("-inf"), float("inf"), lse * LOG2_E), delta
+    lse = tl.where(lse == float("-inf"), float("inf"), lse)
+    return lse * LOG2_E if UNITS == "log2" else lse, delta
 
 
 @triton.jit
-def differentiated(z, slope, dp, lse, delta, keep, kept_scale, SOFTCAP: tl.constexpr):
+def differentiated(z, slope, dp, lse, delta, keep, kept_scale, SOFTCAP: tl.constexpr, UNITS: tl.constexpr):
     """Probabilities after dropout; the gradients of the scores, and of the products of q and k that they come from."""
-    p = tl.exp2(z - lse)
+    p = tl.exp2(z - lse if UNITS == "log2" else (z - lse) * LOG2_E)
     p_kept = p
     if keep is not None:
         p_kept, dp = tl.where(keep, p * kept_scale, 0.0), tl.where(keep, dp * kept_scale, 0.0)
@@ -101,6 +103,7 @@ def from_queries(
     s0,
     heads,
     options,
+    UNITS: tl.constexpr,
     SOFTCAP: tl.constexpr,
     DROPOUT: tl.constexpr,
     DIM: tl.constexpr,
@@ -120,13 +123,13 @@ def from_queries(
     dy_ptr += tl.cast(t0, tl.int64) * dy_stride
     q = load_tile(q_ptr, q_stride, num_queries - t0, DIM, BLOCK_DIM, BLOCK_M, MASKED)
     z, slope = scored(
-        product(k, tl.trans(q)), t0, i[None, :], s0, j[:, None], facts, options, SOFTCAP, MASKED
+        product(k, tl.trans(q)), t0, i[None, :], s0, j[:, None], facts, options, SOFTCAP, UNITS, MASKED
     )
-    lse, delta = load_rows(*statistics, head, t0 + i, num_queries)
+    lse, delta = load_rows(*statistics, head, t0 + i, num_queries, UNITS)
     dy = load_tile(dy_ptr, dy_stride, num_queries - t0, VALUE_DIM, BLOCK_VALUE, BLOCK_M, MASKED)
     keep = kept(t0 + i, s0, options, BLOCK_N, TRANSPOSED=True) if DROPOUT else None
     p, _, dz = differentiated(
-        z, slope, product(v, tl.trans(dy)), lse[None, :], delta[None, :], keep, options[5][1], SOFTCAP
+        z, slope, product(v, tl.trans(dy)), lse[None, :], delta[None, :], keep, options[5][1], SOFTCAP, UNITS
     )
     dv = product(rounded(p, dy.dtype), dy, dv)
     return product(rounded(dz, q.dtype), q, dk), dv
@@ -144,6 +147,7 @@ def from_keys(
     s0,
     facts,
     options,
+    UNITS: tl.constexpr,
     SOFTCAP: tl.constexpr,
     DROPOUT: tl.constexpr,
     DIM: tl.constexpr,
@@ -160,11 +164,11 @@ def from_keys(
     k_ptr += tl.cast(s0, tl.int64) * k_stride
     v_ptr += tl.cast(s0, tl.int64) * v_stride
     k = load_tile(k_ptr, k_stride, remaining, DIM, BLOCK_DIM, BLOCK_N, MASKED)
-    z, slope = scored(product(q, tl.trans(k)), t0, i[:, None], s0, j[None, :], facts, options, SOFTCAP, MASKED)
+    z, slope = scored(product(q, tl.trans(k)), t0, i[:, None], s0, j[None, :], facts, options, SOFTCAP, UNITS, MASKED)
     v = load_tile(v_ptr, v_stride, remaining, VALUE_DIM, BLOCK_VALUE, BLOCK_N, MASKED)
     keep = kept(t0 + i, s0, options, BLOCK_N) if DROPOUT else None
     _, ds, dz = differentiated(
-        z, slope, product(dy, tl.trans(v)), lse[:, None], delta[:, None], keep, options[5][1], SOFTCAP
+        z, slope, product(dy, tl.trans(v)), lse[:, None], delta[:, None], keep, options[5][1], SOFTCAP, UNITS
     )
     return ds, dz, k
 
@@ -189,6 +193,7 @@ def key_kernel(
     dy_h_stride,
     lse_ptr,
     delta_ptr,
+    UNITS: tl.constexpr,
     dk_ptr,
     dv_ptr,
     columns_ptr,
@@ -251,14 +256,14 @@ def key_kernel(
             state = from_queries(
                 *(state, k, v, queries, grads, (lse_ptr, delta_ptr), (rows_ptr, alibi_ptr)),
                 *(tile * BLOCK_M, s0, heads, options),
-                *(SOFTCAP, DROPOUT, DIM, VALUE_DIM, BLOCK_DIM, BLOCK_VALUE, BLOCK_M, BLOCK_N, False),
+                *(UNITS, SOFTCAP, DROPOUT, DIM, VALUE_DIM, BLOCK_DIM, BLOCK_VALUE, BLOCK_M, BLOCK_N, False),
             )
         for tile in range(begin, stop - full):
             tile += tl.where(tile >= full_begin, full, 0)
             state = from_queries(
                 *(state, k, v, queries, grads, (lse_ptr, delta_ptr), (rows_ptr, alibi_ptr)),
                 *(tile * BLOCK_M, s0, heads, options),
-                *(SOFTCAP, DROPOUT, DIM, VALUE_DIM, BLOCK_DIM, BLOCK_VALUE, BLOCK_M, BLOCK_N, True),
+                *(UNITS, SOFTCAP, DROPOUT, DIM, VALUE_DIM, BLOCK_DIM, BLOCK_VALUE, BLOCK_M, BLOCK_N, True),
             )
 
     dk, dv = state
@@ -286,6 +291,7 @@ def query_kernel(
     dy_h_stride,
     lse_ptr,
     delta_ptr,
+    UNITS: tl.constexpr,
     dq_ptr,
     rows_ptr,
     alibi_ptr,
@@ -336,7 +342,7 @@ def query_kernel(
     )
     t = t0 + tl.arange(0, BLOCK_M)
     facts = row_facts(rows_ptr, alibi_ptr, t[:, None], num_queries, head, heads)
-    lse, delta = load_rows(lse_ptr, delta_ptr, head, t, num_queries)
+    lse, delta = load_rows(lse_ptr, delta_ptr, head, t, num_queries, UNITS)
     q = load_tile(q_ptr, q_t_stride, num_queries - t0, DIM, BLOCK_DIM, BLOCK_M, True)
     dy = load_tile(dy_ptr, dy_t_stride, num_queries - t0, VALUE_DIM, BLOCK_VALUE, BLOCK_M, True)
     dq = tl.zeros((BLOCK_M, BLOCK_DIM), tl.float32)
@@ -345,7 +351,7 @@ def query_kernel(
     for tile in range(full_begin, full_end):
         _, dz, k = from_keys(
             *(q, dy, keys, values, lse, delta, t0, tile * BLOCK_N, facts, options),
-            *(SOFTCAP, DROPOUT, DIM, VALUE_DIM, BLOCK_DIM, BLOCK_VALUE, BLOCK_M, BLOCK_N, False),
+            *(UNITS, SOFTCAP, DROPOUT, DIM, VALUE_DIM, BLOCK_DIM, BLOCK_VALUE, BLOCK_M, BLOCK_N, False),
         )
         dq = product(rounded(dz, k.dtype), k, dq)
     full = full_end - full_begin
@@ -353,7 +359,7 @@ def query_kernel(
         tile += tl.where(tile >= full_begin, full, 0)
         _, dz, k = from_keys(
             *(q, dy, keys, values, lse, delta, t0, tile * BLOCK_N, facts, options),
-            *(SOFTCAP, DROPOUT, DIM, VALUE_DIM, BLOCK_DIM, BLOCK_VALUE, BLOCK_M, BLOCK_N, True),
+            *(UNITS, SOFTCAP, DROPOUT, DIM, VALUE_DIM, BLOCK_DIM, BLOCK_VALUE, BLOCK_M, BLOCK_N, True),
         )
         dq = product(rounded(dz, k.dtype), k, dq)
     store_tile(dq_ptr, b * num_queries + t0, heads, h, num_queries - t0, dq * scale, DIM, BLOCK_DIM, BLOCK_M)
@@ -379,6 +385,7 @@ def bias_kernel(
     dy_h_stride,
     lse_ptr,
     delta_ptr,
+    UNITS: tl.constexpr,
     dbias_ptr,
     bias_heads_apart,  # query heads are counted over the batch
     repeats,
@@ -437,12 +444,12 @@ def bias_kernel(
             *((threshold, kept_scale, seed_low, seed_high), (num_queries, num_keys)),
         )
         facts = row_facts(rows_ptr, alibi_ptr, t, num_queries, head, heads)
-        lse, delta = load_rows(lse_ptr, delta_ptr, head, t0 + tl.arange(0, BLOCK_M), num_queries)
+        lse, delta = load_rows(lse_ptr, delta_ptr, head, t0 + tl.arange(0, BLOCK_M), num_queries, UNITS)
         q = load_tile(queries, q_t_stride, num_queries - t0, DIM, BLOCK_DIM, BLOCK_M, True)
         dy = load_tile(grads, dy_t_stride, num_queries - t0, VALUE_DIM, BLOCK_VALUE, BLOCK_M, True)
         ds, _, _ = from_keys(
             *(q, dy, keys, values, lse, delta, t0, s0, facts, options),
-            *(SOFTCAP, DROPOUT, DIM, VALUE_DIM, BLOCK_DIM, BLOCK_VALUE, BLOCK_M, BLOCK_N, True),
+            *(UNITS, SOFTCAP, DROPOUT, DIM, VALUE_DIM, BLOCK_DIM, BLOCK_VALUE, BLOCK_M, BLOCK_N, True),
         )
         dbias += ds
     place = (tl.cast(bias_head, tl.int64) * num_queries + t) * num_keys + s
@@ -452,7 +459,7 @@ def bias_kernel(
 def tile(dtype: torch.dtype, width: int) -> tuple[int, int, int, int]:
     """(tile that stays, tile that is looped over, warps, stages) for head dims up to `width`."""
     if dtype == torch.float32:
-        return (32, 32, 4, 1) if width <= 64 else (32, 16, 4, 1) if width <= 128 else (16, 16, 4, 1)
+        return FLOAT32_TILE[width <= 128]
     return (128, 64, 8, 2) if width <= 128 else (64, 32, 8, 1)
 
 
@@ -466,7 +473,8 @@ def backward(
     dq, dk, dv = (contiguous_like(x) for x in (q, k, v)) if out is None else out
     delta = torch.empty((batch, heads, queries), dtype=torch.float32, device=q.device)
     dbias = torch.empty(bias.shape if bias is not None and needs_dbias else (0,), dtype=q.dtype, device=q.device)
-    inputs = *placed(q), *placed(k), *placed(v), *placed(dy), lse.contiguous(), delta
+    units = "natural" if q.dtype == torch.float32 else "log2"  # the last is rounded less finely
+    inputs = *placed(q), *placed(k), *placed(v), *placed(dy), lse.contiguous(), delta, units
     told = shared(given)
     dims = padded(dim), padded(value_dim)
     held, looped, warps, stages = tile(q.dtype, max(dims))

@@ -5,7 +5,6 @@ Dao 2023, arXiv:2307.08691, algorithm 1.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 from llmsys.ops._triton import device_of, rounded
 from llmsys.ops.attention.arguments import Arguments
 from llmsys.ops.attention.triton_scores import (
+    FLOAT32_TILE,
     LOG2_E,
     kept,
     load_tile,
@@ -30,9 +30,6 @@ from llmsys.ops.attention.triton_scores import (
     tiles_between,
 )
 
-LN_2 = tl.constexpr(math.log(2))
-
-
 @triton.jit
 def attend(
     state,
@@ -43,6 +40,7 @@ def attend(
     s0,
     facts,
     options,
+    UNITS: tl.constexpr,
     SOFTCAP: tl.constexpr,
     DROPOUT: tl.constexpr,
     DIM: tl.constexpr,
@@ -58,11 +56,12 @@ def attend(
     i, j, remaining = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), options[6][1] - s0
     k_ptr += tl.cast(s0, tl.int64) * k_stride
     v_ptr += tl.cast(s0, tl.int64) * v_stride
-    k = load_tile(k_ptr, k_stride, remaining, DIM, BLOCK_DIM, BLOCK_N, MASKED, TRANSPOSED=True)
-    z, _ = scored(product(q, k), t0, i[:, None], s0, j[None, :], facts, options, SOFTCAP, MASKED)
+    k = load_tile(k_ptr, k_stride, remaining, DIM, BLOCK_DIM, BLOCK_N, MASKED)
+    z, _ = scored(product(q, tl.trans(k)), t0, i[:, None], s0, j[None, :], facts, options, SOFTCAP, UNITS, MASKED)
     higher = tl.maximum(highest, tl.max(z, 1))
     shift = tl.where(higher == float("-inf"), 0.0, higher)  # of queries that have seen nothing yet
-    p, shrink = tl.exp2(z - shift[:, None]), tl.exp2(highest - shift)
+    log2_unit = options[1][1] if UNITS == "products" else LOG2_E
+    p, shrink = tl.exp2((z - shift[:, None]) * log2_unit), tl.exp2((highest - shift) * log2_unit)
     total = total * shrink + tl.sum(p, 1)
     if DROPOUT:
         p = tl.where(kept(t0 + i, s0, options, BLOCK_N), p, 0.0)
@@ -87,6 +86,7 @@ def forward_kernel(
     sinks_ptr,
     y_ptr,
     lse_ptr,
+    UNITS: tl.constexpr,
     rows_ptr,
     alibi_ptr,
     bias_ptr,
@@ -140,9 +140,6 @@ def forward_kernel(
     q = load_tile(q_ptr, q_t_stride, num_queries - t0, DIM, BLOCK_DIM, BLOCK_M, True)
     highest = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
-    if sinks_ptr is not None:  # a key like others, but without a value
-        sink = tl.load(sinks_ptr + h).to(tl.float32) * LOG2_E
-        highest, total = tl.zeros_like(total) + sink, total + tl.where(sink == float("-inf"), 0.0, 1.0)
     state = tl.zeros((BLOCK_M, BLOCK_VALUE), tl.float32), highest, total
 
     keys, values = (k_ptr, k_s_stride), (v_ptr, v_s_stride)
@@ -150,29 +147,39 @@ def forward_kernel(
     for tile in range(full_begin, full_end):
         state = attend(
             *(state, q, keys, values, t0, tile * BLOCK_N, facts, options),
-            *(SOFTCAP, DROPOUT, DIM, VALUE_DIM, BLOCK_DIM, BLOCK_VALUE, BLOCK_M, BLOCK_N, False),
+            *(UNITS, SOFTCAP, DROPOUT, DIM, VALUE_DIM, BLOCK_DIM, BLOCK_VALUE, BLOCK_M, BLOCK_N, False),
         )
     full = full_end - full_begin
     for tile in range(begin, stop - full):
         tile += tl.where(tile >= full_begin, full, 0)
         state = attend(
             *(state, q, keys, values, t0, tile * BLOCK_N, facts, options),
-            *(SOFTCAP, DROPOUT, DIM, VALUE_DIM, BLOCK_DIM, BLOCK_VALUE, BLOCK_M, BLOCK_N, True),
+            *(UNITS, SOFTCAP, DROPOUT, DIM, VALUE_DIM, BLOCK_DIM, BLOCK_VALUE, BLOCK_M, BLOCK_N, True),
         )
 
     sums, highest, total = state
-    nothing = total == 0.0
-    weight = tl.div_rn(tl.zeros_like(total) + kept_scale, tl.where(nothing, 1.0, total))
+    if UNITS == "products":
+        highest *= scale
+    weight = tl.zeros_like(total) + kept_scale
+    if sinks_ptr is not None:  # a key without a value
+        sink = tl.load(sinks_ptr + h).to(tl.float32)
+        higher = tl.maximum(highest, sink)
+        shift = tl.where(higher == float("-inf"), 0.0, higher)
+        shrink = tl.exp2((highest - shift) * LOG2_E)
+        weight *= shrink
+        total, highest = total * shrink + tl.exp2((sink - shift) * LOG2_E), higher
+    seen = tl.where(total == 0.0, 1.0, total)
+    weight = tl.div_rn(weight, seen)
     y = sums * weight[:, None]
     store_tile(y_ptr, b * num_queries + t0, heads, h, num_queries - t0, y, VALUE_DIM, BLOCK_VALUE, BLOCK_M)
-    lse = tl.where(nothing, float("-inf"), (highest + tl.log2(tl.where(nothing, 1.0, total))) * LN_2)
+    lse = highest + tl.log(seen)  # of a query that sees nothing -inf
     tl.store(lse_ptr + tl.cast(head, tl.int64) * num_queries + t, lse, mask=t < num_queries)
 
 
 def tile(dtype: torch.dtype, width: int) -> tuple[int, int, int, int]:
     """(BLOCK_M, BLOCK_N, warps, stages) for head dims up to `width`."""
     if dtype == torch.float32:
-        return (64, 32, 4, 1) if width <= 64 else (32, 32, 4, 1) if width <= 128 else (32, 16, 4, 1)
+        return FLOAT32_TILE[width <= 128]
     return (128, 64, 4, 3) if width <= 64 else (128, 64, 8, 3) if width <= 128 else (128, 32, 8, 2)
 
 
@@ -191,9 +198,11 @@ def forward(*args: Any, out: tuple[Tensor, Tensor] | None = None) -> tuple[Tenso
     block_dim, block_value = padded(dim), padded(value_dim)
     block_m, block_n, warps, stages = tile(q.dtype, max(block_dim, block_value))
     sinks = None if given.sinks is None else given.sinks.contiguous()
+    # Scores that are rounded as the backward rounds them, so that lse fits them, where all else is as fine.
+    plain = q.dtype != torch.float32 and given.scale > 0 and given.softcap == 0 and given.bias is None and given.alibi_slopes is None
     with device_of(q):
         forward_kernel[(triton.cdiv(queries, block_m) * batch * heads,)](
-            *(*placed(q), *placed(given.k), *placed(v), sinks, y, lse, *shared(given)),
+            *(*placed(q), *placed(given.k), *placed(v), sinks, y, lse, "products" if plain else "natural", *shared(given)),
             *(block_dim, block_value, block_m, block_n),
             num_warps=warps,
             num_stages=stages,

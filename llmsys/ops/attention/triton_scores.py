@@ -1,8 +1,12 @@
 """What the attention kernels share: tiles of q, k and v, the scores of a tile, and which tiles there are.
 
 Tensors of a row of scores, such as `first`, come in the shape that broadcasts over the tile, (queries, 1) or
-(1, queries): a tile may be (queries, keys) or (keys, queries). Scores are in units of log 2, so that e^z is one exp2.
-Offsets are 64 bits wide from tile to tile, and 32 within a tile.
+(1, queries): a tile may be (queries, keys) or (keys, queries). Offsets are 64 bits wide from tile to tile, and 32 within
+a tile.
+
+Scores come in one of three units: "products", of q and k as they are; "natural", as the op defines them; or "log2", so
+that e^score is one exp2. The first two keep the difference of equal scores exactly 0, the first and the last save the
+multiplication of each score.
 """
 
 from __future__ import annotations
@@ -22,6 +26,9 @@ from llmsys.ops.cross_entropy.triton_kernels import sloped_cap
 from llmsys.ops.dropout.reference import threshold_and_scale
 
 LOG2_E = tl.constexpr(math.log2(math.e))
+# (queries, keys, warps, stages) for head dims above 128, and up to it. Forward and backward have the same, so that they sum
+# the products of a score in one order: where it is large, p = e^(score - lse) is as exact as these agree.
+FLOAT32_TILE = (16, 16, 4, 1), (32, 32, 4, 1)
 MAX_STRIDE = 2**24  # times the rows of a tile stays below 2³¹
 
 
@@ -42,13 +49,9 @@ def load_tile(
     BLOCK_DIM: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     CHECKED: tl.constexpr,  # there may be fewer rows than BLOCK_ROWS
-    TRANSPOSED: tl.constexpr = False,
 ):
-    """Rows of q, k, v or dy as (rows, dim), 0 where there are none, or TRANSPOSED."""
-    if TRANSPOSED:
-        row, col = tl.arange(0, BLOCK_ROWS)[None, :], tl.arange(0, BLOCK_DIM)[:, None]
-    else:
-        row, col = tl.arange(0, BLOCK_ROWS)[:, None], tl.arange(0, BLOCK_DIM)[None, :]
+    """Rows of q, k, v or dy, 0 where there are none."""
+    row, col = tl.arange(0, BLOCK_ROWS)[:, None], tl.arange(0, BLOCK_DIM)[None, :]
     ptr += row * stride + col
     if CHECKED and DIM < BLOCK_DIM:
         return tl.load(ptr, mask=(row < remaining) & (col < DIM), other=0.0)
@@ -107,7 +110,7 @@ def options_of(head, heads, scales, bias_ptr, bias_strides, mask_ptr, mask_strid
 
 @triton.jit
 def row_facts(rows_ptr, alibi_ptr, t, num_queries, head, heads):
-    """(first, end, place, ALiBi slope in units of log 2) of queries `t`; those beyond the last one see nothing."""
+    """(first, end, place, ALiBi slope) of queries `t`; those beyond the last one see nothing."""
     inside = t < num_queries
     first = tl.load(rows_ptr + t, mask=inside, other=0)
     end = tl.load(rows_ptr + num_queries + t, mask=inside, other=0)
@@ -115,31 +118,36 @@ def row_facts(rows_ptr, alibi_ptr, t, num_queries, head, heads):
     if alibi_ptr is not None:
         place = tl.load(rows_ptr + 2 * num_queries + t, mask=inside, other=0)
         sequence = tl.load(rows_ptr + 3 * num_queries + t, mask=inside, other=0)
-        slope = tl.load(alibi_ptr + head + sequence * heads, mask=inside, other=0.0) * LOG2_E
+        slope = tl.load(alibi_ptr + head + sequence * heads, mask=inside, other=0.0)
     return first, end, place, slope
 
 
 @triton.jit
-def scored(products, t0, i, s0, j, facts, options, SOFTCAP: tl.constexpr, MASKED: tl.constexpr):
+def scored(
+    products, t0, i, s0, j, facts, options, SOFTCAP: tl.constexpr, UNITS: tl.constexpr, MASKED: tl.constexpr
+):
     """The scores of queries t0 + i with keys s0 + j, and the slope of the softcap there. MASKED: -inf where a query
     does not see a key."""
     first, end, place, alibi = facts
     _, (scale, scale_log2), bias, block_mask, block_size, _, (num_queries, num_keys) = options
+    unit: tl.constexpr = LOG2_E if UNITS == "log2" else 1.0
     s = s0 + j
-    slope = 1.0
+    z, slope = products, 1.0
     if SOFTCAP != 0.0:
         z, slope = sloped_cap(products * scale, SOFTCAP)
-        z *= LOG2_E
-    else:
-        z = products * scale_log2
+        z *= unit
+    elif UNITS == "natural":
+        z *= scale
+    elif UNITS == "log2":
+        z *= scale_log2
     if alibi is not None:
-        z -= alibi * tl.abs(place - s).to(tl.float32)
+        z -= (alibi * unit) * tl.abs(place - s).to(tl.float32)
     seen = (s >= first) & (s < end)
     bias_ptr, bias_t_stride, bias_s_stride = bias
     if bias_ptr is not None:
         bias_ptr += tl.cast(t0, tl.int64) * bias_t_stride + tl.cast(s0, tl.int64) * bias_s_stride
         inside = seen if MASKED else (t0 + i < num_queries) & (s < num_keys)
-        z += load(bias_ptr + i * bias_t_stride + j * bias_s_stride, inside) * LOG2_E
+        z += load(bias_ptr + i * bias_t_stride + j * bias_s_stride, inside) * unit
     if MASKED:
         mask_ptr, mask_t_stride, mask_s_stride = block_mask
         if mask_ptr is not None:
