@@ -115,8 +115,10 @@ def from_queries(
     MASKED: tl.constexpr,
 ):
     """(dk, dv) after the queries from t0 on. Tiles of scores are (keys, queries)."""
-    (dk, dv), (q_ptr, q_stride), (dy_ptr, dy_stride) = state, queries, grads
-    head, (num_queries, _) = options[0], options[6]
+    dk, dv = state
+    q_ptr, q_stride = queries
+    dy_ptr, dy_stride = grads
+    head, num_queries = options[0], options[6][0]
     i, j = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
     facts = row_facts(*tables, (t0 + i)[None, :], num_queries, head, heads)
     q_ptr += tl.cast(t0, tl.int64) * q_stride
@@ -159,7 +161,8 @@ def from_keys(
     MASKED: tl.constexpr,
 ):
     """The gradients of the scores with the keys from s0 on, and of the products of q and k; and these keys."""
-    (k_ptr, k_stride), (v_ptr, v_stride) = keys, values
+    k_ptr, k_stride = keys
+    v_ptr, v_stride = values
     i, j, remaining = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), options[6][1] - s0
     k_ptr += tl.cast(s0, tl.int64) * k_stride
     v_ptr += tl.cast(s0, tl.int64) * v_stride

@@ -52,7 +52,9 @@ def attend(
     MASKED: tl.constexpr,
 ):
     """(sums of values, highest score, sum of exponentials) after the keys from s0 on."""
-    (sums, highest, total), (k_ptr, k_stride), (v_ptr, v_stride) = state, keys, values
+    sums, highest, total = state
+    k_ptr, k_stride = keys
+    v_ptr, v_stride = values
     i, j, remaining = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), options[6][1] - s0
     k_ptr += tl.cast(s0, tl.int64) * k_stride
     v_ptr += tl.cast(s0, tl.int64) * v_stride

@@ -129,7 +129,9 @@ def scored(
     """The scores of queries t0 + i with keys s0 + j, and the slope of the softcap there. MASKED: -inf where a query
     does not see a key."""
     first, end, place, alibi = facts
-    _, (scale, scale_log2), bias, block_mask, block_size, _, (num_queries, num_keys) = options
+    _, scales, bias, block_mask, block_size, _, sizes = options
+    scale, scale_log2 = scales
+    num_queries, num_keys = sizes
     unit: tl.constexpr = LOG2_E if UNITS == "log2" else 1.0
     s = s0 + j
     z, slope = products, 1.0
@@ -160,7 +162,9 @@ def scored(
 @triton.jit
 def kept(t, s0, options, BLOCK_N: tl.constexpr, TRANSPOSED: tl.constexpr = False):
     """Where dropout keeps the probabilities of queries `t` with the keys from s0 on, a multiple of 4."""
-    head, _, _, _, _, (threshold, _, seed_low, seed_high), (num_queries, num_keys) = options
+    head, _, _, _, _, dropout, sizes = options
+    threshold, _, seed_low, seed_high = dropout
+    num_queries, num_keys = sizes
     row = (tl.cast(head, tl.int64) * num_queries + t) * tl.cdiv(num_keys, 4)
     counter = row[:, None] + (s0 // 4 + tl.arange(0, BLOCK_N // 4))[None, :]
     w0, w1, w2, w3 = philox(seed_low, seed_high, counter)
