@@ -19,7 +19,6 @@ from llmsys.ops.attention import reference
 from llmsys.ops.attention.arguments import Arguments
 from llmsys.ops.attention.bounds import column_bounds
 from llmsys.ops.attention.triton_scores import (
-    FLOAT32_TILE,
     LOG2_E,
     kept,
     load_tile,
@@ -27,12 +26,14 @@ from llmsys.ops.attention.triton_scores import (
     padded,
     placed,
     product,
+    row_products,
     row_facts,
     scored,
     shared,
     store_tile,
     tiles_between,
 )
+from llmsys.ops.attention.triton_tiles import tile
 
 
 @triton.jit
@@ -94,7 +95,9 @@ def differentiated(z, slope, dp, lse, delta, keep, kept_scale, SOFTCAP: tl.const
 def from_queries(
     state,
     k,
+    k_place,
     v,
+    v_place,
     queries,
     grads,
     statistics,
@@ -123,16 +126,16 @@ def from_queries(
     facts = row_facts(*tables, (t0 + i)[None, :], num_queries, head, heads)
     q_ptr += tl.cast(t0, tl.int64) * q_stride
     dy_ptr += tl.cast(t0, tl.int64) * dy_stride
-    q = load_tile(q_ptr, q_stride, num_queries - t0, DIM, BLOCK_DIM, BLOCK_M, MASKED)
-    z, slope = scored(
-        product(k, tl.trans(q)), t0, i[None, :], s0, j[:, None], facts, options, SOFTCAP, UNITS, MASKED
-    )
+    q_place = q_ptr, q_stride, num_queries - t0
+    q = load_tile(*q_place, DIM, BLOCK_DIM, BLOCK_M, MASKED)
+    products = row_products(k, k_place, q, q_place, DIM, BLOCK_DIM, BLOCK_N, BLOCK_M)
+    z, slope = scored(products, t0, i[None, :], s0, j[:, None], facts, options, SOFTCAP, UNITS, MASKED)
     lse, delta = load_rows(*statistics, head, t0 + i, num_queries, UNITS)
-    dy = load_tile(dy_ptr, dy_stride, num_queries - t0, VALUE_DIM, BLOCK_VALUE, BLOCK_M, MASKED)
+    dy_place = dy_ptr, dy_stride, num_queries - t0
+    dy = load_tile(*dy_place, VALUE_DIM, BLOCK_VALUE, BLOCK_M, MASKED)
+    dp = row_products(v, v_place, dy, dy_place, VALUE_DIM, BLOCK_VALUE, BLOCK_N, BLOCK_M)
     keep = kept(t0 + i, s0, options, BLOCK_N, TRANSPOSED=True) if DROPOUT else None
-    p, _, dz = differentiated(
-        z, slope, product(v, tl.trans(dy)), lse[None, :], delta[None, :], keep, options[5][1], SOFTCAP, UNITS
-    )
+    p, _, dz = differentiated(z, slope, dp, lse[None, :], delta[None, :], keep, options[5][1], SOFTCAP, UNITS)
     dv = product(rounded(p, dy.dtype), dy, dv)
     return product(rounded(dz, q.dtype), q, dk), dv
 
@@ -140,7 +143,9 @@ def from_queries(
 @triton.jit
 def from_keys(
     q,
+    q_place,
     dy,
+    dy_place,
     keys,
     values,
     lse,
@@ -167,12 +172,13 @@ def from_keys(
     k_ptr += tl.cast(s0, tl.int64) * k_stride
     v_ptr += tl.cast(s0, tl.int64) * v_stride
     k = load_tile(k_ptr, k_stride, remaining, DIM, BLOCK_DIM, BLOCK_N, MASKED)
-    z, slope = scored(product(q, tl.trans(k)), t0, i[:, None], s0, j[None, :], facts, options, SOFTCAP, UNITS, MASKED)
+    products = row_products(q, q_place, k, (k_ptr, k_stride, remaining), DIM, BLOCK_DIM, BLOCK_M, BLOCK_N)
+    z, slope = scored(products, t0, i[:, None], s0, j[None, :], facts, options, SOFTCAP, UNITS, MASKED)
     v = load_tile(v_ptr, v_stride, remaining, VALUE_DIM, BLOCK_VALUE, BLOCK_N, MASKED)
     keep = kept(t0 + i, s0, options, BLOCK_N) if DROPOUT else None
-    _, ds, dz = differentiated(
-        z, slope, product(dy, tl.trans(v)), lse[:, None], delta[:, None], keep, options[5][1], SOFTCAP, UNITS
-    )
+    v_place = v_ptr, v_stride, remaining
+    dp = row_products(dy, dy_place, v, v_place, VALUE_DIM, BLOCK_VALUE, BLOCK_M, BLOCK_N)
+    _, ds, dz = differentiated(z, slope, dp, lse[:, None], delta[:, None], keep, options[5][1], SOFTCAP, UNITS)
     return ds, dz, k
 
 
@@ -239,8 +245,9 @@ def key_kernel(
     b, h = tl.cast(key_head // key_heads, tl.int64), tl.cast(key_head % key_heads, tl.int64)
     k_ptr += b * k_b_stride + h * k_h_stride + tl.cast(s0, tl.int64) * k_s_stride
     v_ptr += b * v_b_stride + h * v_h_stride + tl.cast(s0, tl.int64) * v_s_stride
-    k = load_tile(k_ptr, k_s_stride, num_keys - s0, DIM, BLOCK_DIM, BLOCK_N, True)
-    v = load_tile(v_ptr, v_s_stride, num_keys - s0, VALUE_DIM, BLOCK_VALUE, BLOCK_N, True)
+    k_place, v_place = (k_ptr, k_s_stride, num_keys - s0), (v_ptr, v_s_stride, num_keys - s0)
+    k = load_tile(*k_place, DIM, BLOCK_DIM, BLOCK_N, True)
+    v = load_tile(*v_place, VALUE_DIM, BLOCK_VALUE, BLOCK_N, True)
     state = tl.zeros((BLOCK_N, BLOCK_DIM), tl.float32), tl.zeros((BLOCK_N, BLOCK_VALUE), tl.float32)
 
     begin, full_begin, full_end, stop = tiles_between(columns_ptr, s0, num_keys, mask_ptr, BLOCK_N, BLOCK_M)
@@ -257,14 +264,14 @@ def key_kernel(
         )
         for tile in range(full_begin, full_end):
             state = from_queries(
-                *(state, k, v, queries, grads, (lse_ptr, delta_ptr), (rows_ptr, alibi_ptr)),
+                *(state, k, k_place, v, v_place, queries, grads, (lse_ptr, delta_ptr), (rows_ptr, alibi_ptr)),
                 *(tile * BLOCK_M, s0, heads, options),
                 *(UNITS, SOFTCAP, DROPOUT, DIM, VALUE_DIM, BLOCK_DIM, BLOCK_VALUE, BLOCK_M, BLOCK_N, False),
             )
         for tile in range(begin, stop - full):
             tile += tl.where(tile >= full_begin, full, 0)
             state = from_queries(
-                *(state, k, v, queries, grads, (lse_ptr, delta_ptr), (rows_ptr, alibi_ptr)),
+                *(state, k, k_place, v, v_place, queries, grads, (lse_ptr, delta_ptr), (rows_ptr, alibi_ptr)),
                 *(tile * BLOCK_M, s0, heads, options),
                 *(UNITS, SOFTCAP, DROPOUT, DIM, VALUE_DIM, BLOCK_DIM, BLOCK_VALUE, BLOCK_M, BLOCK_N, True),
             )
@@ -346,22 +353,23 @@ def query_kernel(
     t = t0 + tl.arange(0, BLOCK_M)
     facts = row_facts(rows_ptr, alibi_ptr, t[:, None], num_queries, head, heads)
     lse, delta = load_rows(lse_ptr, delta_ptr, head, t, num_queries, UNITS)
-    q = load_tile(q_ptr, q_t_stride, num_queries - t0, DIM, BLOCK_DIM, BLOCK_M, True)
-    dy = load_tile(dy_ptr, dy_t_stride, num_queries - t0, VALUE_DIM, BLOCK_VALUE, BLOCK_M, True)
+    q_place, dy_place = (q_ptr, q_t_stride, num_queries - t0), (dy_ptr, dy_t_stride, num_queries - t0)
+    q = load_tile(*q_place, DIM, BLOCK_DIM, BLOCK_M, True)
+    dy = load_tile(*dy_place, VALUE_DIM, BLOCK_VALUE, BLOCK_M, True)
     dq = tl.zeros((BLOCK_M, BLOCK_DIM), tl.float32)
 
     begin, full_begin, full_end, stop = tiles_between(rows_ptr, t0, num_queries, mask_ptr, BLOCK_M, BLOCK_N)
     for tile in range(full_begin, full_end):
-        _, dz, k = from_keys(
-            *(q, dy, keys, values, lse, delta, t0, tile * BLOCK_N, facts, options),
+        ds, dz, k = from_keys(
+            *(q, q_place, dy, dy_place, keys, values, lse, delta, t0, tile * BLOCK_N, facts, options),
             *(UNITS, SOFTCAP, DROPOUT, DIM, VALUE_DIM, BLOCK_DIM, BLOCK_VALUE, BLOCK_M, BLOCK_N, False),
         )
         dq = product(rounded(dz, k.dtype), k, dq)
     full = full_end - full_begin
     for tile in range(begin, stop - full):
         tile += tl.where(tile >= full_begin, full, 0)
-        _, dz, k = from_keys(
-            *(q, dy, keys, values, lse, delta, t0, tile * BLOCK_N, facts, options),
+        ds, dz, k = from_keys(
+            *(q, q_place, dy, dy_place, keys, values, lse, delta, t0, tile * BLOCK_N, facts, options),
             *(UNITS, SOFTCAP, DROPOUT, DIM, VALUE_DIM, BLOCK_DIM, BLOCK_VALUE, BLOCK_M, BLOCK_N, True),
         )
         dq = product(rounded(dz, k.dtype), k, dq)
@@ -430,7 +438,7 @@ def bias_kernel(
     bias_head, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
     t0, s0 = tile // tiles_across * BLOCK_M, tile % tiles_across * BLOCK_N
     t, s = (t0 + tl.arange(0, BLOCK_M))[:, None], (s0 + tl.arange(0, BLOCK_N))[None, :]
-    begin, _, _, stop = tiles_between(rows_ptr, t0, num_queries, mask_ptr, BLOCK_M, BLOCK_N)
+    begin, full_begin, full_end, stop = tiles_between(rows_ptr, t0, num_queries, mask_ptr, BLOCK_M, BLOCK_N)
     seen = (s0 // BLOCK_N >= begin) & (s0 // BLOCK_N < stop)
     dbias = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for repeat in range(0, tl.where(seen, repeats, 0)):
@@ -448,22 +456,16 @@ def bias_kernel(
         )
         facts = row_facts(rows_ptr, alibi_ptr, t, num_queries, head, heads)
         lse, delta = load_rows(lse_ptr, delta_ptr, head, t0 + tl.arange(0, BLOCK_M), num_queries, UNITS)
-        q = load_tile(queries, q_t_stride, num_queries - t0, DIM, BLOCK_DIM, BLOCK_M, True)
-        dy = load_tile(grads, dy_t_stride, num_queries - t0, VALUE_DIM, BLOCK_VALUE, BLOCK_M, True)
-        ds, _, _ = from_keys(
-            *(q, dy, keys, values, lse, delta, t0, s0, facts, options),
+        q_place, dy_place = (queries, q_t_stride, num_queries - t0), (grads, dy_t_stride, num_queries - t0)
+        q = load_tile(*q_place, DIM, BLOCK_DIM, BLOCK_M, True)
+        dy = load_tile(*dy_place, VALUE_DIM, BLOCK_VALUE, BLOCK_M, True)
+        ds, dz, k = from_keys(
+            *(q, q_place, dy, dy_place, keys, values, lse, delta, t0, s0, facts, options),
             *(UNITS, SOFTCAP, DROPOUT, DIM, VALUE_DIM, BLOCK_DIM, BLOCK_VALUE, BLOCK_M, BLOCK_N, True),
         )
         dbias += ds
     place = (tl.cast(bias_head, tl.int64) * num_queries + t) * num_keys + s
     store(dbias_ptr + place, dbias, (t < num_queries) & (s < num_keys))
-
-
-def tile(dtype: torch.dtype, width: int) -> tuple[int, int, int, int]:
-    """(tile that stays, tile that is looped over, warps, stages) for head dims up to `width`."""
-    if dtype == torch.float32:
-        return FLOAT32_TILE[width <= 128]
-    return (128, 64, 8, 2) if width <= 128 else (64, 32, 8, 1)
 
 
 def backward(
@@ -480,8 +482,7 @@ def backward(
     inputs = *placed(q), *placed(k), *placed(v), *placed(dy), lse.contiguous(), delta, units
     told = shared(given)
     dims = padded(dim), padded(value_dim)
-    held, looped, warps, stages = tile(q.dtype, max(dims))
-    options = {"num_warps": warps, "num_stages": stages}
+    width = max(dims)
     with device_of(q):
         if delta.numel():
             gradient = None if dlse is None else dlse.contiguous()
@@ -489,18 +490,22 @@ def backward(
                 *(*placed(dy), *placed(y), gradient, delta, queries, heads, value_dim, dims[1], 64),
                 num_warps=4,
             )
-            query_kernel[(triton.cdiv(queries, held) * batch * heads,)](
-                *(*inputs, dq, *told, *dims, held, looped), **options
+            block_m, block_n, warps, stages = tile("query", given, width)
+            query_kernel[(triton.cdiv(queries, block_m) * batch * heads,)](
+                *(*inputs, dq, *told, *dims, block_m, block_n), num_warps=warps, num_stages=stages
             )
         if dk.numel():
-            columns = column_bounds(told.rows, keys)
-            key_kernel[(triton.cdiv(keys, held) * batch * k.shape[2],)](
-                *(*inputs, dk, dv, columns, *told, *dims, looped, held), **options
+            block_m, block_n, warps, stages = tile("key", given, width)
+            key_kernel[(triton.cdiv(keys, block_n) * batch * k.shape[2],)](
+                *(*inputs, dk, dv, column_bounds(told.rows, keys), *told, *dims, block_m, block_n),
+                **{"num_warps": warps, "num_stages": stages},
             )
-        if dbias.numel():
-            tiles = triton.cdiv(queries, looped) * triton.cdiv(keys, looped)
+        if bias is not None and dbias.numel():
+            block_m, block_n, warps, stages = tile("bias", given, width)
+            tiles = triton.cdiv(queries, block_m) * triton.cdiv(keys, block_n)
             bias_kernel[(tiles * bias.shape[0] * bias.shape[1],)](
-                *(*inputs, dbias, *repeats(bias, batch, heads), *told, *dims, looped, looped), **options
+                *(*inputs, dbias, *repeats(bias, batch, heads), *told, *dims, block_m, block_n),
+                **{"num_warps": warps, "num_stages": stages},
             )
     dsinks = q.new_empty(0) if sinks is None else reference.sinks_gradient(delta, lse, sinks)
     return dq, dk, dv, dbias, dsinks

@@ -15,7 +15,6 @@ from torch import Tensor
 from llmsys.ops._triton import device_of, rounded
 from llmsys.ops.attention.arguments import Arguments
 from llmsys.ops.attention.triton_scores import (
-    FLOAT32_TILE,
     LOG2_E,
     kept,
     load_tile,
@@ -23,17 +22,20 @@ from llmsys.ops.attention.triton_scores import (
     padded,
     placed,
     product,
+    row_products,
     row_facts,
     scored,
     shared,
     store_tile,
     tiles_between,
 )
+from llmsys.ops.attention.triton_tiles import tile
 
 @triton.jit
 def attend(
     state,
     q,
+    q_place,
     keys,
     values,
     t0,
@@ -59,7 +61,8 @@ def attend(
     k_ptr += tl.cast(s0, tl.int64) * k_stride
     v_ptr += tl.cast(s0, tl.int64) * v_stride
     k = load_tile(k_ptr, k_stride, remaining, DIM, BLOCK_DIM, BLOCK_N, MASKED)
-    z, _ = scored(product(q, tl.trans(k)), t0, i[:, None], s0, j[None, :], facts, options, SOFTCAP, UNITS, MASKED)
+    products = row_products(q, q_place, k, (k_ptr, k_stride, remaining), DIM, BLOCK_DIM, BLOCK_M, BLOCK_N)
+    z, _ = scored(products, t0, i[:, None], s0, j[None, :], facts, options, SOFTCAP, UNITS, MASKED)
     higher = tl.maximum(highest, tl.max(z, 1))
     shift = tl.where(higher == float("-inf"), 0.0, higher)  # of queries that have seen nothing yet
     log2_unit = options[1][1] if UNITS == "products" else LOG2_E
@@ -139,7 +142,8 @@ def forward_kernel(
     )
     t = t0 + tl.arange(0, BLOCK_M)
     facts = row_facts(rows_ptr, alibi_ptr, t[:, None], num_queries, head, heads)
-    q = load_tile(q_ptr, q_t_stride, num_queries - t0, DIM, BLOCK_DIM, BLOCK_M, True)
+    q_place = q_ptr, q_t_stride, num_queries - t0
+    q = load_tile(*q_place, DIM, BLOCK_DIM, BLOCK_M, True)
     highest = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     state = tl.zeros((BLOCK_M, BLOCK_VALUE), tl.float32), highest, total
@@ -148,14 +152,14 @@ def forward_kernel(
     begin, full_begin, full_end, stop = tiles_between(rows_ptr, t0, num_queries, mask_ptr, BLOCK_M, BLOCK_N)
     for tile in range(full_begin, full_end):
         state = attend(
-            *(state, q, keys, values, t0, tile * BLOCK_N, facts, options),
+            *(state, q, q_place, keys, values, t0, tile * BLOCK_N, facts, options),
             *(UNITS, SOFTCAP, DROPOUT, DIM, VALUE_DIM, BLOCK_DIM, BLOCK_VALUE, BLOCK_M, BLOCK_N, False),
         )
     full = full_end - full_begin
     for tile in range(begin, stop - full):
         tile += tl.where(tile >= full_begin, full, 0)
         state = attend(
-            *(state, q, keys, values, t0, tile * BLOCK_N, facts, options),
+            *(state, q, q_place, keys, values, t0, tile * BLOCK_N, facts, options),
             *(UNITS, SOFTCAP, DROPOUT, DIM, VALUE_DIM, BLOCK_DIM, BLOCK_VALUE, BLOCK_M, BLOCK_N, True),
         )
 
@@ -178,13 +182,6 @@ def forward_kernel(
     tl.store(lse_ptr + tl.cast(head, tl.int64) * num_queries + t, lse, mask=t < num_queries)
 
 
-def tile(dtype: torch.dtype, width: int) -> tuple[int, int, int, int]:
-    """(BLOCK_M, BLOCK_N, warps, stages) for head dims up to `width`."""
-    if dtype == torch.float32:
-        return FLOAT32_TILE[width <= 128]
-    return (128, 64, 4, 3) if width <= 64 else (128, 64, 8, 3) if width <= 128 else (128, 32, 8, 2)
-
-
 def forward(*args: Any, out: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
     """(y, lse): see `llmsys.attention`."""
     given = Arguments(*args)
@@ -197,15 +194,15 @@ def forward(*args: Any, out: tuple[Tensor, Tensor] | None = None) -> tuple[Tenso
         y, lse = out
     if lse.numel() == 0:
         return y, lse
-    block_dim, block_value = padded(dim), padded(value_dim)
-    block_m, block_n, warps, stages = tile(q.dtype, max(block_dim, block_value))
+    dims = padded(dim), padded(value_dim)
+    block_m, block_n, warps, stages = tile("forward", given, max(dims))
     sinks = None if given.sinks is None else given.sinks.contiguous()
     # Scores that are rounded as the backward rounds them, so that lse fits them, where all else is as fine.
     plain = q.dtype != torch.float32 and given.scale > 0 and given.softcap == 0 and given.bias is None and given.alibi_slopes is None
     with device_of(q):
         forward_kernel[(triton.cdiv(queries, block_m) * batch * heads,)](
             *(*placed(q), *placed(given.k), *placed(v), sinks, y, lse, "products" if plain else "natural", *shared(given)),
-            *(block_dim, block_value, block_m, block_n),
+            *(*dims, block_m, block_n),
             num_warps=warps,
             num_stages=stages,
         )

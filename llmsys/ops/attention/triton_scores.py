@@ -26,9 +26,7 @@ from llmsys.ops.cross_entropy.triton_kernels import sloped_cap
 from llmsys.ops.dropout.reference import threshold_and_scale
 
 LOG2_E = tl.constexpr(math.log2(math.e))
-# (queries, keys, warps, stages) for head dims above 128, and up to it. Forward and backward have the same, so that they sum
-# the products of a score in one order: where it is large, p = e^(score - lse) is as exact as these agree.
-FLOAT32_TILE = (16, 16, 4, 1), (32, 32, 4, 1)
+PIECE = tl.constexpr(16)
 MAX_STRIDE = 2**24  # times the rows of a tile stays below 2³¹
 
 
@@ -42,15 +40,9 @@ def product(a, b, sums=None):
 
 @triton.jit
 def load_tile(
-    ptr,
-    stride,
-    remaining,  # rows from `ptr` on that there are
-    DIM: tl.constexpr,
-    BLOCK_DIM: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    CHECKED: tl.constexpr,  # there may be fewer rows than BLOCK_ROWS
+    ptr, stride, remaining, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, BLOCK_ROWS: tl.constexpr, CHECKED: tl.constexpr
 ):
-    """Rows of q, k, v or dy, 0 where there are none."""
+    """Rows of q, k, v or dy, 0 where there are none. CHECKED: there may be less than BLOCK_ROWS, namely `remaining`."""
     row, col = tl.arange(0, BLOCK_ROWS)[:, None], tl.arange(0, BLOCK_DIM)[None, :]
     ptr += row * stride + col
     if CHECKED and DIM < BLOCK_DIM:
@@ -61,6 +53,27 @@ def load_tile(
         return tl.load(ptr, mask=col < DIM, other=0.0)
     else:
         return tl.load(ptr)
+
+
+@triton.jit
+def row_products(
+    a, a_place, b, b_place, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, A_ROWS: tl.constexpr, B_ROWS: tl.constexpr
+):
+    """a bᵀ of tiles that were loaded at (ptr, stride, remaining). Without tensor cores a thread has the whole rows that
+    it multiplies in registers: of float32, pieces of them are loaded again."""
+    if a.dtype == tl.float32:
+        sums = tl.zeros((A_ROWS, B_ROWS), tl.float32)
+        a_ptr, a_stride, a_remaining = a_place
+        b_ptr, b_stride, b_remaining = b_place
+        a_row, b_row, col = tl.arange(0, A_ROWS)[:, None], tl.arange(0, B_ROWS)[:, None], tl.arange(0, PIECE)[None, :]
+        for start in range(0, BLOCK_DIM, PIECE):
+            inside = start + col < DIM
+            a_piece = tl.load(a_ptr + a_row * a_stride + start + col, (a_row < a_remaining) & inside, 0.0)
+            b_piece = tl.load(b_ptr + b_row * b_stride + start + col, (b_row < b_remaining) & inside, 0.0)
+            sums = product(a_piece, tl.trans(b_piece), sums)
+        return sums
+    else:
+        return product(a, tl.trans(b))
 
 
 @triton.jit
@@ -144,7 +157,7 @@ def scored(
         z *= scale_log2
     if alibi is not None:
         z -= (alibi * unit) * tl.abs(place - s).to(tl.float32)
-    seen = (s >= first) & (s < end)
+    seen = (j >= first - s0) & (j < end - s0)  # with s itself registers spill on sm_80
     bias_ptr, bias_t_stride, bias_s_stride = bias
     if bias_ptr is not None:
         bias_ptr += tl.cast(t0, tl.int64) * bias_t_stride + tl.cast(s0, tl.int64) * bias_s_stride
