@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 
 import torch
 import triton
@@ -100,6 +101,17 @@ def contiguous_like(x: torch.Tensor) -> torch.Tensor:
 def device_of(x: torch.Tensor) -> AbstractContextManager:
     """Triton launches on the current device; this makes it the one of `x`."""
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+
+
+@cache
+def architecture(device: torch.device) -> str:
+    """The first GPU with the instructions and at least the shared memory that tiles for `device` may be chosen for:
+    "sm_80", "sm_90" or "gfx942"."""
+    if device.type != "cuda":
+        return "sm_80"
+    if torch.version.hip:
+        return "gfx942"
+    return "sm_90" if torch.cuda.get_device_capability(device)[0] in (9, 10) else "sm_80"  # sm_120 has less
 
 
 def num_warps(elements: int) -> int:

@@ -31,7 +31,14 @@ TARGETS = {
 }
 
 
-ELEMENTS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int64: "i64"}
+ELEMENTS = {
+    torch.float32: "fp32",
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.int64: "i64",
+    torch.int32: "i32",
+    torch.bool: "i1",
+}
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,8 @@ class Case:
     variant: tuple[tuple[str, object], ...] = ()
 
     def __str__(self) -> str:
-        sizes = "x".join(map(str, self.shape)) if len(self.shape) <= 4 else f"{len(self.shape)}x{self.shape[0]}"
+        long = isinstance(get(self.op), ListOp) and len(self.shape) > 4
+        sizes = f"{len(self.shape)}x{self.shape[0]}" if long else "x".join(map(str, self.shape))
         options = ["=".join(map(str, pair)) for pair in self.variant]
         return "-".join((self.op, self.direction, sizes, str(self.dtype), *options)).replace("torch.", "")
 

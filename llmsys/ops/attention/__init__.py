@@ -6,7 +6,7 @@ import math
 
 from torch import Tensor
 
-from llmsys.ops._op import Impl, Op
+from llmsys.ops._op import Impl, Op, triton
 from llmsys.ops.attention import arguments, native, reference
 
 OP = Op(
@@ -19,7 +19,11 @@ OP = Op(
     " Tensor? sinks, Tensor? alibi_slopes, Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, Tensor? block_mask,"
     " int block_size, int window_left, int window_right, float scale, float softcap, float dropout_p, int seed,"
     " bool needs_dbias) -> (Tensor dq, Tensor dk, Tensor dv, Tensor dbias, Tensor dsinks)",
-    implementations=[native.CPU, Impl("reference", reference.forward, reference.backward)],
+    implementations=[
+        triton("llmsys.ops.attention.triton_kernels"),
+        native.CPU,
+        Impl("reference", reference.forward, reference.backward),
+    ],
 )
 
 
