@@ -26,14 +26,14 @@ from llmsys.ops.attention.triton_scores import (
     padded,
     placed,
     product,
-    row_products,
     row_facts,
+    row_products,
     scored,
     shared,
     store_tile,
     tiles_between,
 )
-from llmsys.ops.attention.triton_tiles import tile
+from llmsys.ops.attention.triton_tiles import tile_sizes
 
 
 @triton.jit
@@ -107,6 +107,7 @@ def from_queries(
     heads,
     options,
     UNITS: tl.constexpr,
+    CHANGES: tl.constexpr,
     SOFTCAP: tl.constexpr,
     DROPOUT: tl.constexpr,
     DIM: tl.constexpr,
@@ -123,13 +124,13 @@ def from_queries(
     dy_ptr, dy_stride = grads
     head, num_queries = options[0], options[6][0]
     i, j = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
-    facts = row_facts(*tables, (t0 + i)[None, :], num_queries, head, heads)
+    facts = row_facts(*tables, (t0 + i)[None, :], num_queries, head, heads, CHANGES)
     q_ptr += tl.cast(t0, tl.int64) * q_stride
     dy_ptr += tl.cast(t0, tl.int64) * dy_stride
     q_place = q_ptr, q_stride, num_queries - t0
     q = load_tile(*q_place, DIM, BLOCK_DIM, BLOCK_M, MASKED)
     products = row_products(k, k_place, q, q_place, DIM, BLOCK_DIM, BLOCK_N, BLOCK_M)
-    z, slope = scored(products, t0, i[None, :], s0, j[:, None], facts, options, SOFTCAP, UNITS, MASKED)
+    z, slope = scored(products, t0, i[None, :], s0, j[:, None], facts, options, CHANGES, SOFTCAP, UNITS, MASKED)
     lse, delta = load_rows(*statistics, head, t0 + i, num_queries, UNITS)
     dy_place = dy_ptr, dy_stride, num_queries - t0
     dy = load_tile(*dy_place, VALUE_DIM, BLOCK_VALUE, BLOCK_M, MASKED)
@@ -155,6 +156,7 @@ def from_keys(
     facts,
     options,
     UNITS: tl.constexpr,
+    CHANGES: tl.constexpr,
     SOFTCAP: tl.constexpr,
     DROPOUT: tl.constexpr,
     DIM: tl.constexpr,
@@ -173,7 +175,7 @@ def from_keys(
     v_ptr += tl.cast(s0, tl.int64) * v_stride
     k = load_tile(k_ptr, k_stride, remaining, DIM, BLOCK_DIM, BLOCK_N, MASKED)
     products = row_products(q, q_place, k, (k_ptr, k_stride, remaining), DIM, BLOCK_DIM, BLOCK_M, BLOCK_N)
-    z, slope = scored(products, t0, i[:, None], s0, j[None, :], facts, options, SOFTCAP, UNITS, MASKED)
+    z, slope = scored(products, t0, i[:, None], s0, j[None, :], facts, options, CHANGES, SOFTCAP, UNITS, MASKED)
     v = load_tile(v_ptr, v_stride, remaining, VALUE_DIM, BLOCK_VALUE, BLOCK_N, MASKED)
     keep = kept(t0 + i, s0, options, BLOCK_N) if DROPOUT else None
     v_place = v_ptr, v_stride, remaining
@@ -229,6 +231,7 @@ def key_kernel(
     kept_scale,
     seed_low,
     seed_high,
+    CHANGES: tl.constexpr,
     SOFTCAP: tl.constexpr,
     DROPOUT: tl.constexpr,
     DIM: tl.constexpr,
@@ -250,9 +253,9 @@ def key_kernel(
     v = load_tile(*v_place, VALUE_DIM, BLOCK_VALUE, BLOCK_N, True)
     state = tl.zeros((BLOCK_N, BLOCK_DIM), tl.float32), tl.zeros((BLOCK_N, BLOCK_VALUE), tl.float32)
 
-    begin, full_begin, full_end, stop = tiles_between(columns_ptr, s0, num_keys, mask_ptr, BLOCK_N, BLOCK_M)
+    begin, full_begin, full_end, stop = tiles_between(columns_ptr, s0, num_keys, CHANGES, BLOCK_N, BLOCK_M)
     full = full_end - full_begin
-    for member in range(0, group):
+    for member in range(group):
         query_head = h * group + member
         queries = q_ptr + b * q_b_stride + query_head * q_h_stride, q_t_stride
         grads = dy_ptr + b * dy_b_stride + query_head * dy_h_stride, dy_t_stride
@@ -260,20 +263,20 @@ def key_kernel(
             *(b * heads + query_head, heads, (scale, scale_log2)),
             *(bias_ptr, (bias_b_stride, bias_h_stride, bias_t_stride, bias_s_stride)),
             *(mask_ptr, (mask_b_stride, mask_h_stride, mask_t_stride, mask_s_stride), block_size),
-            *((threshold, kept_scale, seed_low, seed_high), (num_queries, num_keys)),
+            *((threshold, kept_scale, seed_low, seed_high), (num_queries, num_keys), CHANGES),
         )
         for tile in range(full_begin, full_end):
             state = from_queries(
                 *(state, k, k_place, v, v_place, queries, grads, (lse_ptr, delta_ptr), (rows_ptr, alibi_ptr)),
                 *(tile * BLOCK_M, s0, heads, options),
-                *(UNITS, SOFTCAP, DROPOUT, DIM, VALUE_DIM, BLOCK_DIM, BLOCK_VALUE, BLOCK_M, BLOCK_N, False),
+                *(UNITS, CHANGES, SOFTCAP, DROPOUT, DIM, VALUE_DIM, BLOCK_DIM, BLOCK_VALUE, BLOCK_M, BLOCK_N, False),
             )
         for tile in range(begin, stop - full):
             tile += tl.where(tile >= full_begin, full, 0)
             state = from_queries(
                 *(state, k, k_place, v, v_place, queries, grads, (lse_ptr, delta_ptr), (rows_ptr, alibi_ptr)),
                 *(tile * BLOCK_M, s0, heads, options),
-                *(UNITS, SOFTCAP, DROPOUT, DIM, VALUE_DIM, BLOCK_DIM, BLOCK_VALUE, BLOCK_M, BLOCK_N, True),
+                *(UNITS, CHANGES, SOFTCAP, DROPOUT, DIM, VALUE_DIM, BLOCK_DIM, BLOCK_VALUE, BLOCK_M, BLOCK_N, True),
             )
 
     dk, dv = state
@@ -326,6 +329,7 @@ def query_kernel(
     kept_scale,
     seed_low,
     seed_high,
+    CHANGES: tl.constexpr,
     SOFTCAP: tl.constexpr,
     DROPOUT: tl.constexpr,
     DIM: tl.constexpr,
@@ -348,21 +352,21 @@ def query_kernel(
         *(head, heads, (scale, scale_log2)),
         *(bias_ptr, (bias_b_stride, bias_h_stride, bias_t_stride, bias_s_stride)),
         *(mask_ptr, (mask_b_stride, mask_h_stride, mask_t_stride, mask_s_stride), block_size),
-        *((threshold, kept_scale, seed_low, seed_high), (num_queries, num_keys)),
+        *((threshold, kept_scale, seed_low, seed_high), (num_queries, num_keys), CHANGES),
     )
     t = t0 + tl.arange(0, BLOCK_M)
-    facts = row_facts(rows_ptr, alibi_ptr, t[:, None], num_queries, head, heads)
+    facts = row_facts(rows_ptr, alibi_ptr, t[:, None], num_queries, head, heads, CHANGES)
     lse, delta = load_rows(lse_ptr, delta_ptr, head, t, num_queries, UNITS)
     q_place, dy_place = (q_ptr, q_t_stride, num_queries - t0), (dy_ptr, dy_t_stride, num_queries - t0)
     q = load_tile(*q_place, DIM, BLOCK_DIM, BLOCK_M, True)
     dy = load_tile(*dy_place, VALUE_DIM, BLOCK_VALUE, BLOCK_M, True)
     dq = tl.zeros((BLOCK_M, BLOCK_DIM), tl.float32)
 
-    begin, full_begin, full_end, stop = tiles_between(rows_ptr, t0, num_queries, mask_ptr, BLOCK_M, BLOCK_N)
+    begin, full_begin, full_end, stop = tiles_between(rows_ptr, t0, num_queries, CHANGES, BLOCK_M, BLOCK_N)
     for tile in range(full_begin, full_end):
         ds, dz, k = from_keys(
             *(q, q_place, dy, dy_place, keys, values, lse, delta, t0, tile * BLOCK_N, facts, options),
-            *(UNITS, SOFTCAP, DROPOUT, DIM, VALUE_DIM, BLOCK_DIM, BLOCK_VALUE, BLOCK_M, BLOCK_N, False),
+            *(UNITS, CHANGES, SOFTCAP, DROPOUT, DIM, VALUE_DIM, BLOCK_DIM, BLOCK_VALUE, BLOCK_M, BLOCK_N, False),
         )
         dq = product(rounded(dz, k.dtype), k, dq)
     full = full_end - full_begin
@@ -370,7 +374,7 @@ def query_kernel(
         tile += tl.where(tile >= full_begin, full, 0)
         ds, dz, k = from_keys(
             *(q, q_place, dy, dy_place, keys, values, lse, delta, t0, tile * BLOCK_N, facts, options),
-            *(UNITS, SOFTCAP, DROPOUT, DIM, VALUE_DIM, BLOCK_DIM, BLOCK_VALUE, BLOCK_M, BLOCK_N, True),
+            *(UNITS, CHANGES, SOFTCAP, DROPOUT, DIM, VALUE_DIM, BLOCK_DIM, BLOCK_VALUE, BLOCK_M, BLOCK_N, True),
         )
         dq = product(rounded(dz, k.dtype), k, dq)
     store_tile(dq_ptr, b * num_queries + t0, heads, h, num_queries - t0, dq * scale, DIM, BLOCK_DIM, BLOCK_M)
@@ -424,6 +428,7 @@ def bias_kernel(
     kept_scale,
     seed_low,
     seed_high,
+    CHANGES: tl.constexpr,
     SOFTCAP: tl.constexpr,
     DROPOUT: tl.constexpr,
     DIM: tl.constexpr,
@@ -433,15 +438,15 @@ def bias_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """dbias (·, ·, T, S). Its head n is of the query heads n · bias_heads_apart, and `repeats` of them repeats_apart."""
+    """dbias (·, ·, T, S). Its head n is of query heads n · bias_heads_apart, and of `repeats` of them repeats_apart."""
     tiles_across, tiles = tl.cdiv(num_keys, BLOCK_N), tl.cdiv(num_queries, BLOCK_M) * tl.cdiv(num_keys, BLOCK_N)
     bias_head, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
     t0, s0 = tile // tiles_across * BLOCK_M, tile % tiles_across * BLOCK_N
     t, s = (t0 + tl.arange(0, BLOCK_M))[:, None], (s0 + tl.arange(0, BLOCK_N))[None, :]
-    begin, full_begin, full_end, stop = tiles_between(rows_ptr, t0, num_queries, mask_ptr, BLOCK_M, BLOCK_N)
+    begin, full_begin, full_end, stop = tiles_between(rows_ptr, t0, num_queries, CHANGES, BLOCK_M, BLOCK_N)
     seen = (s0 // BLOCK_N >= begin) & (s0 // BLOCK_N < stop)
     dbias = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for repeat in range(0, tl.where(seen, repeats, 0)):
+    for repeat in range(tl.where(seen, repeats, 0)):
         head = bias_head * bias_heads_apart + repeat * repeats_apart
         b, h = tl.cast(head // heads, tl.int64), tl.cast(head % heads, tl.int64)
         queries = q_ptr + b * q_b_stride + h * q_h_stride + tl.cast(t0, tl.int64) * q_t_stride
@@ -452,16 +457,16 @@ def bias_kernel(
             *(head, heads, (scale, scale_log2)),
             *(bias_ptr, (bias_b_stride, bias_h_stride, bias_t_stride, bias_s_stride)),
             *(mask_ptr, (mask_b_stride, mask_h_stride, mask_t_stride, mask_s_stride), block_size),
-            *((threshold, kept_scale, seed_low, seed_high), (num_queries, num_keys)),
+            *((threshold, kept_scale, seed_low, seed_high), (num_queries, num_keys), CHANGES),
         )
-        facts = row_facts(rows_ptr, alibi_ptr, t, num_queries, head, heads)
+        facts = row_facts(rows_ptr, alibi_ptr, t, num_queries, head, heads, CHANGES)
         lse, delta = load_rows(lse_ptr, delta_ptr, head, t0 + tl.arange(0, BLOCK_M), num_queries, UNITS)
         q_place, dy_place = (queries, q_t_stride, num_queries - t0), (grads, dy_t_stride, num_queries - t0)
         q = load_tile(*q_place, DIM, BLOCK_DIM, BLOCK_M, True)
         dy = load_tile(*dy_place, VALUE_DIM, BLOCK_VALUE, BLOCK_M, True)
         ds, dz, k = from_keys(
             *(q, q_place, dy, dy_place, keys, values, lse, delta, t0, s0, facts, options),
-            *(UNITS, SOFTCAP, DROPOUT, DIM, VALUE_DIM, BLOCK_DIM, BLOCK_VALUE, BLOCK_M, BLOCK_N, True),
+            *(UNITS, CHANGES, SOFTCAP, DROPOUT, DIM, VALUE_DIM, BLOCK_DIM, BLOCK_VALUE, BLOCK_M, BLOCK_N, True),
         )
         dbias += ds
     place = (tl.cast(bias_head, tl.int64) * num_queries + t) * num_keys + s
@@ -490,22 +495,24 @@ def backward(
                 *(*placed(dy), *placed(y), gradient, delta, queries, heads, value_dim, dims[1], 64),
                 num_warps=4,
             )
-            block_m, block_n, warps, stages = tile("query", given, width)
+            block_m, block_n, warps, stages = tile_sizes("query", given, width)
             query_kernel[(triton.cdiv(queries, block_m) * batch * heads,)](
                 *(*inputs, dq, *told, *dims, block_m, block_n), num_warps=warps, num_stages=stages
             )
         if dk.numel():
-            block_m, block_n, warps, stages = tile("key", given, width)
+            block_m, block_n, warps, stages = tile_sizes("key", given, width)
             key_kernel[(triton.cdiv(keys, block_n) * batch * k.shape[2],)](
                 *(*inputs, dk, dv, column_bounds(told.rows, keys), *told, *dims, block_m, block_n),
-                **{"num_warps": warps, "num_stages": stages},
+                num_warps=warps,
+                num_stages=stages,
             )
         if bias is not None and dbias.numel():
-            block_m, block_n, warps, stages = tile("bias", given, width)
+            block_m, block_n, warps, stages = tile_sizes("bias", given, width)
             tiles = triton.cdiv(queries, block_m) * triton.cdiv(keys, block_n)
             bias_kernel[(tiles * bias.shape[0] * bias.shape[1],)](
                 *(*inputs, dbias, *repeats(bias, batch, heads), *told, *dims, block_m, block_n),
-                **{"num_warps": warps, "num_stages": stages},
+                num_warps=warps,
+                num_stages=stages,
             )
     dsinks = q.new_empty(0) if sinks is None else reference.sinks_gradient(delta, lse, sinks)
     return dq, dk, dv, dbias, dsinks

@@ -22,14 +22,15 @@ from llmsys.ops.attention.triton_scores import (
     padded,
     placed,
     product,
-    row_products,
     row_facts,
+    row_products,
     scored,
     shared,
     store_tile,
     tiles_between,
 )
-from llmsys.ops.attention.triton_tiles import tile
+from llmsys.ops.attention.triton_tiles import tile_sizes
+
 
 @triton.jit
 def attend(
@@ -43,6 +44,7 @@ def attend(
     facts,
     options,
     UNITS: tl.constexpr,
+    CHANGES: tl.constexpr,
     SOFTCAP: tl.constexpr,
     DROPOUT: tl.constexpr,
     DIM: tl.constexpr,
@@ -62,7 +64,7 @@ def attend(
     v_ptr += tl.cast(s0, tl.int64) * v_stride
     k = load_tile(k_ptr, k_stride, remaining, DIM, BLOCK_DIM, BLOCK_N, MASKED)
     products = row_products(q, q_place, k, (k_ptr, k_stride, remaining), DIM, BLOCK_DIM, BLOCK_M, BLOCK_N)
-    z, _ = scored(products, t0, i[:, None], s0, j[None, :], facts, options, SOFTCAP, UNITS, MASKED)
+    z, _ = scored(products, t0, i[:, None], s0, j[None, :], facts, options, CHANGES, SOFTCAP, UNITS, MASKED)
     higher = tl.maximum(highest, tl.max(z, 1))
     shift = tl.where(higher == float("-inf"), 0.0, higher)  # of queries that have seen nothing yet
     log2_unit = options[1][1] if UNITS == "products" else LOG2_E
@@ -115,6 +117,7 @@ def forward_kernel(
     kept_scale,
     seed_low,
     seed_high,
+    CHANGES: tl.constexpr,
     SOFTCAP: tl.constexpr,
     DROPOUT: tl.constexpr,
     DIM: tl.constexpr,
@@ -138,10 +141,10 @@ def forward_kernel(
         *(head, heads, (scale, scale_log2)),
         *(bias_ptr, (bias_b_stride, bias_h_stride, bias_t_stride, bias_s_stride)),
         *(mask_ptr, (mask_b_stride, mask_h_stride, mask_t_stride, mask_s_stride), block_size),
-        *((threshold, kept_scale, seed_low, seed_high), (num_queries, num_keys)),
+        *((threshold, kept_scale, seed_low, seed_high), (num_queries, num_keys), CHANGES),
     )
     t = t0 + tl.arange(0, BLOCK_M)
-    facts = row_facts(rows_ptr, alibi_ptr, t[:, None], num_queries, head, heads)
+    facts = row_facts(rows_ptr, alibi_ptr, t[:, None], num_queries, head, heads, CHANGES)
     q_place = q_ptr, q_t_stride, num_queries - t0
     q = load_tile(*q_place, DIM, BLOCK_DIM, BLOCK_M, True)
     highest = tl.full((BLOCK_M,), float("-inf"), tl.float32)
@@ -149,18 +152,18 @@ def forward_kernel(
     state = tl.zeros((BLOCK_M, BLOCK_VALUE), tl.float32), highest, total
 
     keys, values = (k_ptr, k_s_stride), (v_ptr, v_s_stride)
-    begin, full_begin, full_end, stop = tiles_between(rows_ptr, t0, num_queries, mask_ptr, BLOCK_M, BLOCK_N)
+    begin, full_begin, full_end, stop = tiles_between(rows_ptr, t0, num_queries, CHANGES, BLOCK_M, BLOCK_N)
     for tile in range(full_begin, full_end):
         state = attend(
             *(state, q, q_place, keys, values, t0, tile * BLOCK_N, facts, options),
-            *(UNITS, SOFTCAP, DROPOUT, DIM, VALUE_DIM, BLOCK_DIM, BLOCK_VALUE, BLOCK_M, BLOCK_N, False),
+            *(UNITS, CHANGES, SOFTCAP, DROPOUT, DIM, VALUE_DIM, BLOCK_DIM, BLOCK_VALUE, BLOCK_M, BLOCK_N, False),
         )
     full = full_end - full_begin
     for tile in range(begin, stop - full):
         tile += tl.where(tile >= full_begin, full, 0)
         state = attend(
             *(state, q, q_place, keys, values, t0, tile * BLOCK_N, facts, options),
-            *(UNITS, SOFTCAP, DROPOUT, DIM, VALUE_DIM, BLOCK_DIM, BLOCK_VALUE, BLOCK_M, BLOCK_N, True),
+            *(UNITS, CHANGES, SOFTCAP, DROPOUT, DIM, VALUE_DIM, BLOCK_DIM, BLOCK_VALUE, BLOCK_M, BLOCK_N, True),
         )
 
     sums, highest, total = state
@@ -195,13 +198,28 @@ def forward(*args: Any, out: tuple[Tensor, Tensor] | None = None) -> tuple[Tenso
     if lse.numel() == 0:
         return y, lse
     dims = padded(dim), padded(value_dim)
-    block_m, block_n, warps, stages = tile("forward", given, max(dims))
+    block_m, block_n, warps, stages = tile_sizes("forward", given, max(dims))
     sinks = None if given.sinks is None else given.sinks.contiguous()
     # Scores that are rounded as the backward rounds them, so that lse fits them, where all else is as fine.
-    plain = q.dtype != torch.float32 and given.scale > 0 and given.softcap == 0 and given.bias is None and given.alibi_slopes is None
+    plain = (
+        q.dtype != torch.float32
+        and given.scale > 0
+        and given.softcap == 0
+        and given.bias is None
+        and given.alibi_slopes is None
+    )
     with device_of(q):
         forward_kernel[(triton.cdiv(queries, block_m) * batch * heads,)](
-            *(*placed(q), *placed(given.k), *placed(v), sinks, y, lse, "products" if plain else "natural", *shared(given)),
+            *(
+                *placed(q),
+                *placed(given.k),
+                *placed(v),
+                sinks,
+                y,
+                lse,
+                "products" if plain else "natural",
+                *shared(given),
+            ),
             *(*dims, block_m, block_n),
             num_warps=warps,
             num_stages=stages,

@@ -1,8 +1,8 @@
 """What the attention kernels share: tiles of q, k and v, the scores of a tile, and which tiles there are.
 
 Tensors of a row of scores, such as `first`, come in the shape that broadcasts over the tile, (queries, 1) or
-(1, queries): a tile may be (queries, keys) or (keys, queries). Offsets are 64 bits wide from tile to tile, and 32 within
-a tile.
+(1, queries): a tile may be (queries, keys) or (keys, queries). Offsets are 64 bits wide from tile to tile, and 32
+within a tile.
 
 Scores come in one of three units: "products", of q and k as they are; "natural", as the op defines them; or "log2", so
 that e^score is one exp2. The first two keep the difference of equal scores exactly 0, the first and the last save the
@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -27,6 +26,9 @@ from llmsys.ops.dropout.reference import threshold_and_scale
 
 LOG2_E = tl.constexpr(math.log2(math.e))
 PIECE = tl.constexpr(16)
+# Bits of CHANGES: what scores are changed by. An address that is not needed is another's, as Triton 3.6 takes no None
+# in a tuple. The constant comes first, as Triton's interpreter passes CHANGES as a plain number.
+BIAS, BLOCK_MASK, ALIBI = tl.constexpr(1), tl.constexpr(2), tl.constexpr(4)
 MAX_STRIDE = 2**24  # times the rows of a tile stays below 2³¹
 
 
@@ -98,37 +100,49 @@ def tiles_of(first, first_full, end_full, end, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def tiles_between(bounds_ptr, start, size, mask_ptr, BLOCK: tl.constexpr, OTHER_BLOCK: tl.constexpr):
-    """`tiles_of` the keys that the BLOCK queries from `start` on see, or of the queries that see such keys: `bounds_ptr`
-    has where runs start, and after `size` of them where they end. With a block mask no tile is free of it."""
+def tiles_between(bounds_ptr, start, size, CHANGES: tl.constexpr, BLOCK: tl.constexpr, OTHER_BLOCK: tl.constexpr):
+    """`tiles_of` the keys that the BLOCK queries from `start` on see, or of the queries that see such keys:
+    `bounds_ptr` has where runs start, and after `size` of them where they end. With a block mask no tile is free."""
     last = tl.minimum(start + BLOCK, size) - 1
     first, first_full = tl.load(bounds_ptr + start), tl.load(bounds_ptr + last)
     end_full, end = tl.load(bounds_ptr + size + start), tl.load(bounds_ptr + size + last)
-    if mask_ptr is not None:
+    if BLOCK_MASK & CHANGES:
         end_full = end_full * 0
     return tiles_of(first, first_full, end_full, end, OTHER_BLOCK)
 
 
 @triton.jit
-def options_of(head, heads, scales, bias_ptr, bias_strides, mask_ptr, mask_strides, block_size, dropout, sizes):
+def options_of(
+    head,
+    heads,
+    scales,
+    bias_ptr,
+    bias_strides,
+    mask_ptr,
+    mask_strides,
+    block_size,
+    dropout,
+    sizes,
+    CHANGES: tl.constexpr,
+):
     """What is the same for all tiles of a head, counted over batch and heads."""
     b, h = tl.cast(head // heads, tl.int64), head % heads
-    if bias_ptr is not None:
+    if BIAS & CHANGES:
         bias_ptr += b * bias_strides[0] + h * tl.cast(bias_strides[1], tl.int64)
-    if mask_ptr is not None:
+    if BLOCK_MASK & CHANGES:
         mask_ptr += b * mask_strides[0] + h * tl.cast(mask_strides[1], tl.int64)
     bias, block_mask = (bias_ptr, bias_strides[2], bias_strides[3]), (mask_ptr, mask_strides[2], mask_strides[3])
     return head, scales, bias, block_mask, block_size, dropout, sizes
 
 
 @triton.jit
-def row_facts(rows_ptr, alibi_ptr, t, num_queries, head, heads):
+def row_facts(rows_ptr, alibi_ptr, t, num_queries, head, heads, CHANGES: tl.constexpr):
     """(first, end, place, ALiBi slope) of queries `t`; those beyond the last one see nothing."""
     inside = t < num_queries
     first = tl.load(rows_ptr + t, mask=inside, other=0)
     end = tl.load(rows_ptr + num_queries + t, mask=inside, other=0)
-    place, slope = first, None
-    if alibi_ptr is not None:
+    place, slope = first, 0.0
+    if ALIBI & CHANGES:
         place = tl.load(rows_ptr + 2 * num_queries + t, mask=inside, other=0)
         sequence = tl.load(rows_ptr + 3 * num_queries + t, mask=inside, other=0)
         slope = tl.load(alibi_ptr + head + sequence * heads, mask=inside, other=0.0)
@@ -137,7 +151,17 @@ def row_facts(rows_ptr, alibi_ptr, t, num_queries, head, heads):
 
 @triton.jit
 def scored(
-    products, t0, i, s0, j, facts, options, SOFTCAP: tl.constexpr, UNITS: tl.constexpr, MASKED: tl.constexpr
+    products,
+    t0,
+    i,
+    s0,
+    j,
+    facts,
+    options,
+    CHANGES: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    UNITS: tl.constexpr,
+    MASKED: tl.constexpr,
 ):
     """The scores of queries t0 + i with keys s0 + j, and the slope of the softcap there. MASKED: -inf where a query
     does not see a key."""
@@ -155,17 +179,17 @@ def scored(
         z *= scale
     elif UNITS == "log2":
         z *= scale_log2
-    if alibi is not None:
+    if ALIBI & CHANGES:
         z -= (alibi * unit) * tl.abs(place - s).to(tl.float32)
     seen = (j >= first - s0) & (j < end - s0)  # with s itself registers spill on sm_80
     bias_ptr, bias_t_stride, bias_s_stride = bias
-    if bias_ptr is not None:
+    if BIAS & CHANGES:
         bias_ptr += tl.cast(t0, tl.int64) * bias_t_stride + tl.cast(s0, tl.int64) * bias_s_stride
         inside = seen if MASKED else (t0 + i < num_queries) & (s < num_keys)
         z += load(bias_ptr + i * bias_t_stride + j * bias_s_stride, inside) * unit
     if MASKED:
         mask_ptr, mask_t_stride, mask_s_stride = block_mask
-        if mask_ptr is not None:
+        if BLOCK_MASK & CHANGES:
             block = ((t0 + i) // block_size).to(tl.int64) * mask_t_stride + s // block_size * mask_s_stride
             seen = tl.load(mask_ptr + block, mask=seen, other=0) != 0
         z = tl.where(seen, z, float("-inf"))
@@ -191,13 +215,13 @@ class Shared(NamedTuple):
     """The arguments that all kernels end in, in their order; what tiles are follows."""
 
     rows: Tensor
-    alibi: Tensor | None
-    bias: Tensor | None
+    alibi: Tensor
+    bias: Tensor
     bias_b_stride: int
     bias_h_stride: int
     bias_t_stride: int
     bias_s_stride: int
-    block_mask: Tensor | None
+    block_mask: Tensor
     mask_b_stride: int
     mask_h_stride: int
     mask_t_stride: int
@@ -213,6 +237,7 @@ class Shared(NamedTuple):
     kept_scale: float
     seed_low: int
     seed_high: int
+    CHANGES: int
     SOFTCAP: float
     DROPOUT: bool
     DIM: int
@@ -223,7 +248,10 @@ def shared(given: Arguments) -> Shared:
     """What all kernels are told of `given`."""
     q, k, bias, block_mask = given.q, given.k, given.bias, given.block_mask
     batch, queries, heads, dim = q.shape
-    alibi = None if given.alibi_slopes is None else given.alibi_slopes.contiguous()
+    rows, changes = row_bounds(given), 0
+    alibi = rows if given.alibi_slopes is None else given.alibi_slopes.contiguous()
+    for bit, tensor in ((BIAS, bias), (BLOCK_MASK, block_mask), (ALIBI, given.alibi_slopes)):
+        changes |= 0 if tensor is None else bit.value
     bias_strides = mask_strides = (0, 0, 0, 0)
     if bias is not None:
         if max(bias.stride()[2:]) >= MAX_STRIDE:
@@ -233,9 +261,10 @@ def shared(given: Arguments) -> Shared:
         mask_strides = block_mask.expand(batch, heads, -1, -1).stride()
     threshold, kept_scale = threshold_and_scale(given.dropout_p)
     return Shared(
-        *(row_bounds(given), alibi, bias, *bias_strides, block_mask, *mask_strides, given.block_size),
+        *(rows, alibi, rows if bias is None else bias, *bias_strides),
+        *(rows if block_mask is None else block_mask, *mask_strides, given.block_size),
         *(queries, k.shape[1], heads, heads // k.shape[2], given.scale, given.scale / math.log(2)),
-        *(threshold - 2**31, kept_scale, *seed_words(given.seed), given.softcap, given.dropout_p > 0),
+        *(threshold - 2**31, kept_scale, *seed_words(given.seed), changes, given.softcap, given.dropout_p > 0),
         *(dim, given.v.shape[-1]),
     )
 
