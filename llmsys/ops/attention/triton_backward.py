@@ -23,7 +23,6 @@ from llmsys.ops.attention.triton_scores import (
     kept,
     load_tile,
     options_of,
-    padded,
     placed,
     product,
     row_facts,
@@ -32,6 +31,7 @@ from llmsys.ops.attention.triton_scores import (
     shared,
     store_tile,
     tiles_between,
+    widths,
 )
 from llmsys.ops.attention.triton_tiles import tile_sizes
 
@@ -486,7 +486,7 @@ def backward(
     units = "natural" if q.dtype == torch.float32 else "log2"  # the last is rounded less finely
     inputs = *placed(q), *placed(k), *placed(v), *placed(dy), lse.contiguous(), delta, units
     told = shared(given)
-    dims = padded(dim), padded(value_dim)
+    dims = widths(dim, value_dim)
     width = max(dims)
     with device_of(q):
         if delta.numel():

@@ -19,7 +19,6 @@ from llmsys.ops.attention.triton_scores import (
     kept,
     load_tile,
     options_of,
-    padded,
     placed,
     product,
     row_facts,
@@ -28,6 +27,7 @@ from llmsys.ops.attention.triton_scores import (
     shared,
     store_tile,
     tiles_between,
+    widths,
 )
 from llmsys.ops.attention.triton_tiles import tile_sizes
 
@@ -197,7 +197,7 @@ def forward(*args: Any, out: tuple[Tensor, Tensor] | None = None) -> tuple[Tenso
         y, lse = out
     if lse.numel() == 0:
         return y, lse
-    dims = padded(dim), padded(value_dim)
+    dims = widths(dim, value_dim)
     block_m, block_n, warps, stages = tile_sizes("forward", given, max(dims))
     sinks = None if given.sinks is None else given.sinks.contiguous()
     # Scores that are rounded as the backward rounds them, so that lse fits them, where all else is as fine.

@@ -252,7 +252,8 @@ def shared(given: Arguments) -> Shared:
     alibi = rows if given.alibi_slopes is None else given.alibi_slopes.contiguous()
     for bit, tensor in ((BIAS, bias), (BLOCK_MASK, block_mask), (ALIBI, given.alibi_slopes)):
         changes |= 0 if tensor is None else bit.value
-    bias_strides = mask_strides = (0, 0, 0, 0)
+    bias_strides: tuple[int, ...] = (0, 0, 0, 0)
+    mask_strides = bias_strides
     if bias is not None:
         if max(bias.stride()[2:]) >= MAX_STRIDE:
             bias = bias.contiguous()
@@ -260,22 +261,27 @@ def shared(given: Arguments) -> Shared:
     if block_mask is not None:
         mask_strides = block_mask.expand(batch, heads, -1, -1).stride()
     threshold, kept_scale = threshold_and_scale(given.dropout_p)
-    return Shared(
+    told: tuple = (
         *(rows, alibi, rows if bias is None else bias, *bias_strides),
         *(rows if block_mask is None else block_mask, *mask_strides, given.block_size),
         *(queries, k.shape[1], heads, heads // k.shape[2], given.scale, given.scale / math.log(2)),
         *(threshold - 2**31, kept_scale, *seed_words(given.seed), changes, given.softcap, given.dropout_p > 0),
         *(dim, given.v.shape[-1]),
     )
+    return Shared(*told)
 
 
 def placed(x: Tensor) -> tuple[Tensor, int, int, int]:
     """`x` (B, T, H, D) and its strides by b, t and h; a copy where rows have gaps or lie too far apart."""
     if (x.stride(-1) != 1 and x.shape[-1] != 1) or x.stride(1) >= MAX_STRIDE:
         x = x.contiguous()
-    return (x, *x.stride()[:3])
+    return x, x.stride(0), x.stride(1), x.stride(2)
 
 
-def padded(dim: int) -> int:
-    """The width of a tile that holds `dim`."""
-    return max(triton.next_power_of_2(dim), 16)
+def widths(dim: int, value_dim: int) -> tuple[int, int]:
+    """The widths of tiles that hold `dim` and `value_dim` columns: one for both where one of them is not filled, as
+    Triton 3.6 then reads outside of shared memory on sm_90 with two."""
+    padded = [max(triton.next_power_of_2(size), 16) for size in (dim, value_dim)]
+    if padded != [dim, value_dim]:
+        padded = [max(padded)] * 2
+    return padded[0], padded[1]
