@@ -21,6 +21,7 @@ from unittest import mock
 import torch
 
 import llmsys  # noqa: F401  (defines the ops)
+from llmsys.ops import _triton
 from llmsys.ops._op import ListOp, Op, get, names
 
 TARGETS = {
@@ -107,14 +108,14 @@ def backward_args(op: Op, args: tuple) -> tuple:
 
 def cases_of_op(op: Op) -> list[Case]:
     """The first large shape and, where the op has `EDGES`, shapes around the limits of what its kernels keep in
-    registers; each variant once.
+    registers; each variant once, or of these the ones that the op lists in `COMPILED`.
     """
     cases = cases_of(op.name)
     large = cases.LARGE[0]
     shapes = (large, *getattr(cases, "EDGES", ()))
     plan = [(shape, dtype, {}) for shape in shapes for dtype in (torch.bfloat16, torch.float32)]
     plan += [(large, torch.float16, {})]
-    plan += [(large, torch.bfloat16, variant) for variant in cases.VARIANTS if variant]
+    plan += [(large, torch.bfloat16, variant) for variant in getattr(cases, "COMPILED", cases.VARIANTS) if variant]
     directions = ("forward", "backward") if op.backward_schema else ("forward",)
     return [
         Case(op.name, direction, shape, dtype, tuple(variant.items()))
@@ -140,8 +141,8 @@ PLAN = [(name, target) for name in CASES for target in targets_of(name)]
 # ---- how it is compiled ----
 
 
-def launches(case: Case) -> list[tuple[object, tuple, dict]]:
-    """(kernel, arguments, compiler options) of each launch of `case`."""
+def launches(case: Case, target: str) -> list[tuple[object, tuple, dict]]:
+    """(kernel, arguments, compiler options) of each launch of `case` on a GPU like `target`."""
     import triton
 
     found = []
@@ -149,7 +150,11 @@ def launches(case: Case) -> list[tuple[object, tuple, dict]]:
     def record(kernel: object, *args: object, grid: object, warmup: bool, **options: object) -> None:
         found.append((kernel, args, options))
 
-    with mock.patch.object(triton.JITFunction, "run", record):
+    kind = "sm_90" if target == "sm_100" else target
+    with (
+        mock.patch.object(triton.JITFunction, "run", record),
+        mock.patch.object(_triton, "architecture", lambda device: kind),
+    ):
         case.launch()
     return found
 
@@ -159,7 +164,7 @@ def compiled(name: str, index: int, target: str) -> Kernel:
     import triton
     from triton.backends.compiler import GPUTarget
 
-    kernel, args, options = launches(CASES[name])[index]
+    kernel, args, options = launches(CASES[name], target)[index]
     result = triton.compile(source(kernel, args), target=GPUTarget(*TARGETS[target]), options=options)
     registers, stack = nvidia_resources(result) if target.startswith("sm_") else amd_resources(result)
     assembly = result.asm["ptx"] if target.startswith("sm_") else result.asm["amdgcn"]
@@ -218,19 +223,19 @@ def all_compiled() -> dict[tuple[str, str], list[Kernel]]:
     """(case, target) → kernels. Launches that Triton compiles to the same object are compiled once, two processes at a
     time.
     """
-    first: dict[str, tuple[str, int]] = {}  # what is compiled → the first launch of it
-    keys: dict[str, list[str]] = {}
-    for name, case in CASES.items():
-        keys[name] = []
-        for index, (kernel, args, options) in enumerate(launches(case)):
-            key = f"{kernel.cache_key} {source(kernel, args).hash()} {options}"
+    first: dict[tuple[str, str], tuple[str, int]] = {}  # what is compiled, and for what → the first launch of it
+    keys: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    for name, target in PLAN:
+        keys[name, target] = []
+        for index, (kernel, args, options) in enumerate(launches(CASES[name], target)):
+            key = f"{kernel.cache_key} {source(kernel, args).hash()} {options}", target
             first.setdefault(key, (name, index))
-            keys[name].append(key)
-    jobs = list(dict.fromkeys((key, target) for name, target in PLAN for key in keys[name]))
+            keys[name, target].append(key)
     with ProcessPoolExecutor(2, get_context("spawn")) as pool:  # a fork would inherit the locks of torch's threads
-        kernels = pool.map(compiled, *zip(*[(*first[key], target) for key, target in jobs], strict=True), chunksize=4)
-    found = dict(zip(jobs, kernels, strict=True))
-    return {(name, target): [found[key, target] for key in keys[name]] for name, target in PLAN}
+        jobs = [(*first[key], key[1]) for key in first]
+        kernels = pool.map(compiled, *zip(*jobs, strict=True), chunksize=4)
+    found = dict(zip(first, kernels, strict=True))
+    return {case: [found[key] for key in keys[case]] for case in PLAN}
 
 
 def main() -> None:

@@ -16,6 +16,11 @@ pytest.importorskip("triton")
 # fills an SM with, and the largest block. A gfx942 block of 16 wavefronts has as many for each thread.
 MAX_REGISTERS = 128
 MAX_SHARED = 48 * 1024  # bytes a CUDA block gets without asking
+# Kernels of matrix products that keep tiles of sums in registers: one or two blocks an SM, with what they ask for.
+TILED = ("attention",)
+TILED_REGISTERS = {"gfx942": 512}  # per thread where no more than four wavefronts run on an SIMD; NVIDIA's limit is 255
+TILED_SHARED = {"sm_80": 99 * 1024, "gfx942": 64 * 1024}  # of the smallest GPU like it; on the others
+HOPPER_SHARED = 227 * 1024
 
 
 @pytest.fixture(scope="session")
@@ -38,11 +43,13 @@ def test_compiles_within_registers(kernels, case, target):
     for kernel in kernels[case, target]:
         print(f"{case} {target}: {kernel}")
         assert kernel.stack == 0, "registers are spilled"
-        assert kernel.shared <= MAX_SHARED
+        tiled = CASES[case].op in TILED
+        assert kernel.shared <= (TILED_SHARED.get(target, HOPPER_SHARED) if tiled else MAX_SHARED)
 
 
 @pytest.mark.parametrize("case, target", [(name, target) for name, target in PLAN if CASES[name].aligned])
 def test_multiples_of_16_are_fast(kernels, case, target):
     for kernel in kernels[case, target]:
         assert kernel.wide > 0, "nothing moves 16 bytes at a time"
-        assert kernel.registers <= MAX_REGISTERS
+        tiled = CASES[case].op in TILED
+        assert kernel.registers <= (TILED_REGISTERS.get(target, 255) if tiled else MAX_REGISTERS)

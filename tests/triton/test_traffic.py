@@ -20,7 +20,7 @@ if not env.triton_interpreted():
     pytest.skip("loads and stores are counted in Triton's interpreter", allow_module_level=True)
 
 OPS = [op for op in map(_op.get, _op.names()) if "triton" in op.implementations]
-PRODUCTS = ("linear", "linear_cross_entropy")  # tiles of matrices are read again and again
+PRODUCTS = ("attention", "linear", "linear_cross_entropy")  # tiles of matrices are read again and again
 # How often a kernel may read an element of a large input, where that is not once.
 READS = {
     "embedding": 64,  # a row as often as it is looked up

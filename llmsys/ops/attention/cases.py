@@ -41,6 +41,8 @@ VARIANTS: tuple[dict, ...] = (
     {"block_mask": True, "causal": False},
     {"softcap": 3.0, "alibi": True, "sinks": True, "bias": "full", "dropout_p": 0.1, "window": (40, 0)},
 )
+# What makes other Triton kernels: everything at once, and a block mask; the rest are data to them, or less of the same.
+COMPILED = ({"block_mask": True, "causal": False}, VARIANTS[-1])
 
 
 def shape(*size: int) -> tuple[int, ...]:

@@ -19,8 +19,10 @@ from llmsys.ops.attention import reference
 from llmsys.ops.attention.arguments import Arguments
 from llmsys.ops.attention.bounds import column_bounds
 from llmsys.ops.attention.triton_scores import (
+    BLOCK_MASK,
     LOG2_E,
     kept,
+    lets_through,
     load_tile,
     options_of,
     placed,
@@ -265,19 +267,33 @@ def key_kernel(
             *(mask_ptr, (mask_b_stride, mask_h_stride, mask_t_stride, mask_s_stride), block_size),
             *((threshold, kept_scale, seed_low, seed_high), (num_queries, num_keys), CHANGES),
         )
-        for tile in range(full_begin, full_end):
-            state = from_queries(
-                *(state, k, k_place, v, v_place, queries, grads, (lse_ptr, delta_ptr), (rows_ptr, alibi_ptr)),
-                *(tile * BLOCK_M, s0, heads, options),
-                *(UNITS, CHANGES, SOFTCAP, DROPOUT, DIM, VALUE_DIM, BLOCK_DIM, BLOCK_VALUE, BLOCK_M, BLOCK_N, False),
-            )
+        if BLOCK_MASK & CHANGES == 0:
+            for tile in range(full_begin, full_end):
+                state = from_queries(
+                    *(state, k, k_place, v, v_place, queries, grads, (lse_ptr, delta_ptr), (rows_ptr, alibi_ptr)),
+                    *(tile * BLOCK_M, s0, heads, options),
+                    *(
+                        UNITS,
+                        CHANGES,
+                        SOFTCAP,
+                        DROPOUT,
+                        DIM,
+                        VALUE_DIM,
+                        BLOCK_DIM,
+                        BLOCK_VALUE,
+                        BLOCK_M,
+                        BLOCK_N,
+                        False,
+                    ),
+                )
         for tile in range(begin, stop - full):
             tile += tl.where(tile >= full_begin, full, 0)
-            state = from_queries(
-                *(state, k, k_place, v, v_place, queries, grads, (lse_ptr, delta_ptr), (rows_ptr, alibi_ptr)),
-                *(tile * BLOCK_M, s0, heads, options),
-                *(UNITS, CHANGES, SOFTCAP, DROPOUT, DIM, VALUE_DIM, BLOCK_DIM, BLOCK_VALUE, BLOCK_M, BLOCK_N, True),
-            )
+            if BLOCK_MASK & CHANGES == 0 or lets_through(tile * BLOCK_M, s0, options, BLOCK_M, BLOCK_N):
+                state = from_queries(
+                    *(state, k, k_place, v, v_place, queries, grads, (lse_ptr, delta_ptr), (rows_ptr, alibi_ptr)),
+                    *(tile * BLOCK_M, s0, heads, options),
+                    *(UNITS, CHANGES, SOFTCAP, DROPOUT, DIM, VALUE_DIM, BLOCK_DIM, BLOCK_VALUE, BLOCK_M, BLOCK_N, True),
+                )
 
     dk, dv = state
     store_tile(dk_ptr, b * num_keys + s0, key_heads, h, num_keys - s0, dk * scale, DIM, BLOCK_DIM, BLOCK_N)
@@ -363,20 +379,22 @@ def query_kernel(
     dq = tl.zeros((BLOCK_M, BLOCK_DIM), tl.float32)
 
     begin, full_begin, full_end, stop = tiles_between(rows_ptr, t0, num_queries, CHANGES, BLOCK_M, BLOCK_N)
-    for tile in range(full_begin, full_end):
-        ds, dz, k = from_keys(
-            *(q, q_place, dy, dy_place, keys, values, lse, delta, t0, tile * BLOCK_N, facts, options),
-            *(UNITS, CHANGES, SOFTCAP, DROPOUT, DIM, VALUE_DIM, BLOCK_DIM, BLOCK_VALUE, BLOCK_M, BLOCK_N, False),
-        )
-        dq = product(rounded(dz, k.dtype), k, dq)
+    if BLOCK_MASK & CHANGES == 0:
+        for tile in range(full_begin, full_end):
+            ds, dz, k = from_keys(
+                *(q, q_place, dy, dy_place, keys, values, lse, delta, t0, tile * BLOCK_N, facts, options),
+                *(UNITS, CHANGES, SOFTCAP, DROPOUT, DIM, VALUE_DIM, BLOCK_DIM, BLOCK_VALUE, BLOCK_M, BLOCK_N, False),
+            )
+            dq = product(rounded(dz, k.dtype), k, dq)
     full = full_end - full_begin
     for tile in range(begin, stop - full):
         tile += tl.where(tile >= full_begin, full, 0)
-        ds, dz, k = from_keys(
-            *(q, q_place, dy, dy_place, keys, values, lse, delta, t0, tile * BLOCK_N, facts, options),
-            *(UNITS, CHANGES, SOFTCAP, DROPOUT, DIM, VALUE_DIM, BLOCK_DIM, BLOCK_VALUE, BLOCK_M, BLOCK_N, True),
-        )
-        dq = product(rounded(dz, k.dtype), k, dq)
+        if BLOCK_MASK & CHANGES == 0 or lets_through(t0, tile * BLOCK_N, options, BLOCK_M, BLOCK_N):
+            ds, dz, k = from_keys(
+                *(q, q_place, dy, dy_place, keys, values, lse, delta, t0, tile * BLOCK_N, facts, options),
+                *(UNITS, CHANGES, SOFTCAP, DROPOUT, DIM, VALUE_DIM, BLOCK_DIM, BLOCK_VALUE, BLOCK_M, BLOCK_N, True),
+            )
+            dq = product(rounded(dz, k.dtype), k, dq)
     store_tile(dq_ptr, b * num_queries + t0, heads, h, num_queries - t0, dq * scale, DIM, BLOCK_DIM, BLOCK_M)
 
 

@@ -15,8 +15,10 @@ from torch import Tensor
 from llmsys.ops._triton import device_of, rounded
 from llmsys.ops.attention.arguments import Arguments
 from llmsys.ops.attention.triton_scores import (
+    BLOCK_MASK,
     LOG2_E,
     kept,
+    lets_through,
     load_tile,
     options_of,
     placed,
@@ -153,18 +155,20 @@ def forward_kernel(
 
     keys, values = (k_ptr, k_s_stride), (v_ptr, v_s_stride)
     begin, full_begin, full_end, stop = tiles_between(rows_ptr, t0, num_queries, CHANGES, BLOCK_M, BLOCK_N)
-    for tile in range(full_begin, full_end):
-        state = attend(
-            *(state, q, q_place, keys, values, t0, tile * BLOCK_N, facts, options),
-            *(UNITS, CHANGES, SOFTCAP, DROPOUT, DIM, VALUE_DIM, BLOCK_DIM, BLOCK_VALUE, BLOCK_M, BLOCK_N, False),
-        )
+    if BLOCK_MASK & CHANGES == 0:
+        for tile in range(full_begin, full_end):
+            state = attend(
+                *(state, q, q_place, keys, values, t0, tile * BLOCK_N, facts, options),
+                *(UNITS, CHANGES, SOFTCAP, DROPOUT, DIM, VALUE_DIM, BLOCK_DIM, BLOCK_VALUE, BLOCK_M, BLOCK_N, False),
+            )
     full = full_end - full_begin
     for tile in range(begin, stop - full):
         tile += tl.where(tile >= full_begin, full, 0)
-        state = attend(
-            *(state, q, q_place, keys, values, t0, tile * BLOCK_N, facts, options),
-            *(UNITS, CHANGES, SOFTCAP, DROPOUT, DIM, VALUE_DIM, BLOCK_DIM, BLOCK_VALUE, BLOCK_M, BLOCK_N, True),
-        )
+        if BLOCK_MASK & CHANGES == 0 or lets_through(t0, tile * BLOCK_N, options, BLOCK_M, BLOCK_N):
+            state = attend(
+                *(state, q, q_place, keys, values, t0, tile * BLOCK_N, facts, options),
+                *(UNITS, CHANGES, SOFTCAP, DROPOUT, DIM, VALUE_DIM, BLOCK_DIM, BLOCK_VALUE, BLOCK_M, BLOCK_N, True),
+            )
 
     sums, highest, total = state
     if UNITS == "products":

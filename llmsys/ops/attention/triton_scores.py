@@ -150,6 +150,26 @@ def row_facts(rows_ptr, alibi_ptr, t, num_queries, head, heads, CHANGES: tl.cons
 
 
 @triton.jit
+def load_mask(t0, i, s0, j, block_mask, block_size, inside):
+    """What the block mask says of queries t0 + i and keys s0 + j."""
+    ptr, t_stride, s_stride = block_mask
+    first_t, first_s = t0 // block_size, s0 // block_size
+    ptr += tl.cast(first_t, tl.int64) * t_stride + tl.cast(first_s, tl.int64) * s_stride
+    down, across = (t0 + i) // block_size - first_t, (s0 + j) // block_size - first_s
+    return tl.load(ptr + down * t_stride + across * s_stride, mask=inside, other=0) != 0
+
+
+@triton.jit
+def lets_through(t0, s0, options, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Whether the block mask lets one of the queries from t0 on see one of the keys from s0 on."""
+    num_queries, num_keys = options[6]
+    i, j = tl.arange(0, BLOCK_M)[:, None], tl.arange(0, BLOCK_N)[None, :]
+    inside = (t0 + i < num_queries) & (s0 + j < num_keys)
+    seen = load_mask(t0, i, s0, j, options[3], options[4], inside)
+    return tl.max(tl.max(seen.to(tl.int32), 1), 0) != 0
+
+
+@triton.jit
 def scored(
     products,
     t0,
@@ -188,10 +208,8 @@ def scored(
         inside = seen if MASKED else (t0 + i < num_queries) & (s < num_keys)
         z += load(bias_ptr + i * bias_t_stride + j * bias_s_stride, inside) * unit
     if MASKED:
-        mask_ptr, mask_t_stride, mask_s_stride = block_mask
         if BLOCK_MASK & CHANGES:
-            block = ((t0 + i) // block_size).to(tl.int64) * mask_t_stride + s // block_size * mask_s_stride
-            seen = tl.load(mask_ptr + block, mask=seen, other=0) != 0
+            seen = load_mask(t0, i, s0, j, block_mask, block_size, seen)
         z = tl.where(seen, z, float("-inf"))
     return z, slope
 
@@ -259,6 +277,8 @@ def shared(given: Arguments) -> Shared:
             bias = bias.contiguous()
         bias_strides = bias.expand(batch, heads, -1, -1).stride()
     if block_mask is not None:
+        if max(block_mask.stride()[2:]) >= MAX_STRIDE:
+            block_mask = block_mask.contiguous()
         mask_strides = block_mask.expand(batch, heads, -1, -1).stride()
     threshold, kept_scale = threshold_and_scale(given.dropout_p)
     told: tuple = (
