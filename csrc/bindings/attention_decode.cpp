@@ -16,8 +16,9 @@ Binding binding(IF_CPU([](pybind11::module_& module) {
                          &A::k_scale_token_stride, &A::k_scale_head_stride, &A::v_scale_block_stride,
                          &A::v_scale_token_stride, &A::v_scale_head_stride, &A::table_stride, &A::alibi_stride,
                          &A::window_left, &A::window_right, &A::scale, &A::softcap, &A::int8, &A::dtype);
-                  module.attr("attention_decode_split_keys") = kSplitKeys;
-                  module.def("attention_decode_part_floats", attention_decode_part_floats);
+                  module.def("attention_decode_part_floats", [](uintptr_t, int64_t rows, int64_t value_dim) {
+                    return attention_decode_part_floats(rows, value_dim);
+                  });
                 }),
                 nullptr);
 

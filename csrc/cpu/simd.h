@@ -262,7 +262,7 @@ LLMSYS_INLINE F32 load(const int8_t* p) {
   int8_t bytes __attribute__((vector_size(kLanes)));
   memcpy(&bytes, p, sizeof bytes);
 #if LLMSYS_AVX512
-  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(reinterpret_cast<__m128i>(bytes)));
+  return __builtin_convertvector(reinterpret_cast<I32>(_mm512_cvtepi8_epi32(reinterpret_cast<__m128i>(bytes))), F32);
 #elif defined(__AVX2__)
   return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(&bytes))));
 #else
@@ -511,6 +511,7 @@ LLMSYS_INLINE void store_bytes(uint8_t* p, const I32 (&values)[4], int16_t shift
 }
 
 LLMSYS_INLINE void prefetch(const void* p) { __builtin_prefetch(p); }
+LLMSYS_INLINE void prefetch_later(const void* p) { __builtin_prefetch(p, 0, 2); }  // not into the first-level cache
 
 // table[index % 8] of each element: one instruction where registers hold eight.
 LLMSYS_INLINE F32 lookup(const float (&table)[8], U32 index) {

@@ -92,7 +92,8 @@ def check_places(
     op: str, cache: Tensor, cache_seqlens: Tensor, block_table: Tensor | None, *, appended: int | None = None
 ) -> int:
     """The keys that count, or with `appended` the places of so many after them, are inside the cache, and the blocks
-    that hold them listed: the longest sequence that is there. A GPU is not asked, nor a tensor without data: all there is room for.
+    that hold them listed. Returns the length of the longest sequence; of a GPU, which is not asked, and of tensors
+    without data, what there is room for.
     """
     if not cache_seqlens.is_cpu or type(cache_seqlens) is not Tensor:
         return capacity(cache, block_table)

@@ -10,12 +10,13 @@ from llmsys.ops._native import DTYPES, Kernels
 from llmsys.ops._op import Impl
 from llmsys.ops.attention_decode import cache
 
+SPLIT_KEYS = 256  # csrc/attention_decode.h
 NO_STRIDES = 0, 0, 0  # of what is not there
 
 
 def implementation(kernels: Kernels) -> Impl:
     """Attention to a cache on `kernels`."""
-    launch = kernels.launch("attention_decode")
+    launch, part_floats = (kernels.launch(name) for name in ("attention_decode", "attention_decode_part_floats"))
 
     def forward(
         q: Tensor,
@@ -44,10 +45,8 @@ def implementation(kernels: Kernels) -> Impl:
             sinks = sinks.float().contiguous()
         batch, tokens, heads, dim = q.shape
         block_size, kv_heads, value_dim = v_cache.shape[1:]
-        splits = -(-longest // kernels.module.attention_decode_split_keys)
-        rows = tokens * heads // kv_heads
-        part_floats = kernels.module.attention_decode_part_floats(rows, value_dim)
-        parts = torch.empty((batch, kv_heads, splits, part_floats), dtype=torch.float32)
+        splits = -(-longest // SPLIT_KEYS)
+        parts = torch.empty(batch * kv_heads * splits * part_floats(tokens * heads // kv_heads, value_dim))
         y, lse = out or (
             torch.empty((batch, tokens, heads, value_dim), dtype=q.dtype),
             torch.empty((batch, heads, tokens), dtype=torch.float32),
