@@ -258,11 +258,39 @@ LLMSYS_INLINE F32 load(const Half* p) {
   return from_bits(Half{}, widen(bits));
 }
 
+LLMSYS_INLINE F32 load(const int8_t* p) {
+  int8_t bytes __attribute__((vector_size(kLanes)));
+  memcpy(&bytes, p, sizeof bytes);
+#if LLMSYS_AVX512
+  return __builtin_convertvector(reinterpret_cast<I32>(_mm512_cvtepi8_epi32(reinterpret_cast<__m128i>(bytes))), F32);
+#elif defined(__AVX2__)
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(&bytes))));
+#else
+  return __builtin_convertvector(bytes, F32);
+#endif
+}
+
 template <class T>
 LLMSYS_INLINE F32 load(const T* p, int count) {
   T lanes[kLanes] = {};
   memcpy(lanes, p, count * sizeof(T));
   return load(lanes);
+}
+
+// kRun elements, again and again: half a vector or less.
+template <int kRun>
+LLMSYS_INLINE F32 load_repeated(const float* p) {
+  static_assert(kRun == 2 || kRun == 4 || kRun == 8);
+#if LLMSYS_AVX512
+  if constexpr (kRun == 8) return _mm512_broadcast_f32x8(_mm256_loadu_ps(p));
+  if constexpr (kRun == 4) return _mm512_broadcast_f32x4(_mm_loadu_ps(p));
+#elif defined(__AVX2__)
+  if constexpr (kRun == 4) return _mm256_broadcast_ps(reinterpret_cast<const __m128*>(p));
+#endif
+  double pair;
+  memcpy(&pair, p, sizeof pair);
+  typedef double F64 __attribute__((vector_size(LLMSYS_VECTOR_BYTES)));
+  return reinterpret_cast<F32>(pair - F64{});
 }
 
 LLMSYS_INLINE void store(float* p, F32 value) { memcpy(p, &value, sizeof value); }
@@ -483,6 +511,7 @@ LLMSYS_INLINE void store_bytes(uint8_t* p, const I32 (&values)[4], int16_t shift
 }
 
 LLMSYS_INLINE void prefetch(const void* p) { __builtin_prefetch(p); }
+LLMSYS_INLINE void prefetch_later(const void* p) { __builtin_prefetch(p, 0, 2); }  // not into the first-level cache
 
 // table[index % 8] of each element: one instruction where registers hold eight.
 LLMSYS_INLINE F32 lookup(const float (&table)[8], U32 index) {

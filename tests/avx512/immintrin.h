@@ -105,6 +105,13 @@ LLMSYS_EMULATED __m512i cvtepu8_epi32(__m128i x) {
   return reinterpret_cast<__m512i>(to);
 }
 
+LLMSYS_EMULATED __m512i cvtepi8_epi32(__m128i x) {
+  Lanes8 from = reinterpret_cast<Lanes8>(x);
+  Lanes32 to;
+  for (int i = 0; i < 16; ++i) to[i] = uint32_t(int8_t(from[i]));
+  return reinterpret_cast<__m512i>(to);
+}
+
 LLMSYS_EMULATED __m512 permutexvar_ps(__m512i index, __m512 table) {
   Lanes32 at = reinterpret_cast<Lanes32>(index), entries = reinterpret_cast<Lanes32>(table), found;
   for (int i = 0; i < 16; ++i) found[i] = entries[at[i] & 15];
@@ -116,6 +123,8 @@ LLMSYS_EMULATED __m512i permutexvar_epi32(__m512i index, __m512i table) {
 }
 
 LLMSYS_EMULATED __m512 broadcast_f32x8(__m256 half) { return join<__m512>(half, half); }
+
+LLMSYS_EMULATED __m512 broadcast_f32x4(__m128 quarter) { return broadcast_f32x8(join<__m256>(quarter, quarter)); }
 
 LLMSYS_EMULATED __m512i loadu_si512(const void* from) {
   __m512i value;
@@ -161,6 +170,8 @@ LLMSYS_EMULATED void stream_si512(__m512i* p, __m512i x) {
 #define _mm512_cmp_ps_mask(a, b, predicate) emulated_avx512::cmp_ps_mask<(predicate)>(a, b)
 #define _mm512_mul_epu32 emulated_avx512::mul_epu32
 #define _mm512_broadcast_f32x8 emulated_avx512::broadcast_f32x8
+#define _mm512_broadcast_f32x4 emulated_avx512::broadcast_f32x4
+#define _mm512_cvtepi8_epi32 emulated_avx512::cvtepi8_epi32
 #define _mm512_cvtepu8_epi32 emulated_avx512::cvtepu8_epi32
 #define _mm512_fmadd_ps emulated_avx512::fmadd_ps
 #define _mm512_loadu_si512 emulated_avx512::loadu_si512

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from llmsys.ops._op import Impl, Op
 from llmsys.ops.attention import arguments
-from llmsys.ops.attention_decode import cache, reference
+from llmsys.ops.attention_decode import cache, native, reference
 
 OP = Op(
     "attention_decode",
@@ -17,7 +17,7 @@ OP = Op(
     " Tensor? k_scale=None, Tensor? v_scale=None, Tensor? alibi_slopes=None, Tensor? sinks=None, int window_left=-1,"
     " int window_right=-1, float scale=1.0, float softcap=0.0) -> (Tensor y, Tensor lse)",
     backward=None,
-    implementations=[Impl("reference", reference.forward)],
+    implementations=[native.CPU, Impl("reference", reference.forward)],
 )
 
 
