@@ -90,7 +90,8 @@ def _examine_op(op: Op) -> Iterator[Finding]:
     chosen = op.explain(*cases.inputs(cases.SMALL[-1], torch.float32, device)).chosen
     for name, implementation in op.implementations.items():
         where = device if implementation.devices is None or device in implementation.devices else "cpu"
-        reason = implementation.reason(where, cases.inputs(cases.SMALL[-1], torch.float32, where))
+        reasons = [implementation.reason(where, cases.inputs(cases.SMALL[-1], dtype, where)) for dtype in DTYPES]
+        reason = None if None in reasons else reasons[0]
         if name == "cpu" and reason is None:
             for isa in ISAS:
                 current = name == chosen and isa == _C.cpu.isa()
@@ -109,7 +110,10 @@ def _examine_op(op: Op) -> Iterator[Finding]:
 
 def _try(op: Op, cases: ModuleType, name: str, label: str, device: str, chosen: bool) -> Finding:
     shapes = [shape for shape in cases.SMALL if torch.Size(shape).numel() <= LARGEST][-4:]
+    reason = op.implementations[name].reason
     for dtype in DTYPES:
+        if reason(device, cases.inputs(cases.SMALL[-1], dtype, device)) is not None:
+            continue
         for shape in shapes:
             for verdict in verify(op, cases, name, shape, dtype, device=device):
                 if not verdict.right:

@@ -70,6 +70,9 @@ class Check:
         if self.runner.why_not:
             EXECUTED[key] = f"not executed: {self.runner.why_not}"
             pytest.skip(self.runner.why_not)
+        implementation = self.op.implementations[self.runner.implementation]
+        if reason := implementation.reason(self.runner.device, _example(self.op, self.dtype)):
+            pytest.skip(reason)
         with self.runner.selected():
             self.body()
         EXECUTED[key] = "executed"
@@ -316,8 +319,8 @@ def _right(op: Op, cases: ModuleType, runner: Runner, shape: tuple, dtype: torch
         assert verdict.right, f"{op.name} {runner.name} {shape} {dtype} {options}: {verdict}"
 
 
-def _example(op: Op) -> tuple:
-    one = torch.ones(1, 1)
+def _example(op: Op, dtype: torch.dtype = torch.bfloat16) -> tuple:
+    one = torch.ones(1, 1, dtype=dtype)
     return tuple(one if a.type.startswith("Tensor") else a.default for a in op.forward_schema.arguments)
 
 

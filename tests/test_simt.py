@@ -24,7 +24,7 @@ def has_kernel(name: str) -> bool:
     """Whether the op has CUDA sources, which the simulator then runs."""
     simt.register(_op.get(name))
     simulated = _op.get(name).implementations.get("cuda_simt")
-    return simulated is not None and simulated.why_not(torch.ones(1)) in (None, simt.why_not())
+    return simulated is not None and simulated.why_not(torch.ones(1, dtype=torch.bfloat16)) in (None, simt.why_not())
 
 
 SIMULATED = [name for name in _op.names() if has_kernel(name)]
@@ -36,6 +36,7 @@ needs_simulator = pytest.mark.skipif(bool(simt.why_not()), reason=str(simt.why_n
 THREAD = r"thread \(\d+, 0, 0\)"
 RACE = rf"{THREAD}: reads values\[\d+\], which (nobody has written|{THREAD} wrote, with no barrier between)"
 REUSE = rf"{THREAD}: (reads|writes) values\[\d+\], which {THREAD} (wrote|read), with no barrier between"
+COPY = rf"{THREAD}: (reads|writes) values\[\d+\], to which {THREAD} copies and has not waited"
 SHUFFLE = r"__shfl_xor_sync \(.*faults\.cu:\d+\) with mask 0x"
 FAULTS = {
     "missing_barrier": RACE,
@@ -51,6 +52,12 @@ FAULTS = {
     "unwritten_shared_memory": r"reads values\[0\], which nobody has written",
     "shared_out_of_bounds": r"(reads|writes) values\[63\], out of bounds: the array has 63 elements",
     "dynamic_shared_out_of_bounds": r"writes dynamic shared memory\[64\], out of bounds: the array has 64 elements",
+    "missing_wait": COPY,
+    "missing_commit": COPY,
+    "missing_barrier_after_wait": rf"{RACE}|{COPY}",
+    "missing_barrier_before_copy": rf"{REUSE}|{COPY}",
+    "exit_before_wait": r"exits, with asynchronous copies that it has not waited for",
+    "divergent_mma": r"(exits, while lanes wait for it at mma|calls mma .* with mask 0x\w+, but lanes .* exited)",
 }
 SANITIZED_FAULTS = {
     "global_out_of_bounds": r"(?s)heap-buffer-overflow.*WRITE of size 4.*in block \(0, 0, 0\), thread \(0, 0, 0\)",
@@ -88,6 +95,13 @@ def test_mistake_is_caught_by_sanitizers(kernel):
 
 
 @needs_simulator
+def test_tensor_cores_multiply():
+    """Fragments lie in the lanes as PTX has them."""
+    program = simt.program(simt.HERE / "products.cu")
+    assert subprocess.run([program], capture_output=True, text=True, timeout=60).stdout.strip() == "right"
+
+
+@needs_simulator
 def test_machines_without_our_own_switch_of_stacks():
     for kernel in ("missing_barrier", "divergent_shuffle"):
         assert outcome(kernel, "right", 0, ("-DSIMT_UCONTEXT",)) == "right"
@@ -95,28 +109,29 @@ def test_machines_without_our_own_switch_of_stacks():
 
 
 def barriers() -> list[tuple[str, int]]:
-    """(file, line) of every barrier of csrc/cuda."""
+    """(file, line) of every barrier and every wait for copies of csrc/cuda."""
     files = sorted((simt.ROOT / "csrc" / "cuda").iterdir())
     lines = (
         (file.name, i)
         for file in files
         for i, line in enumerate(file.read_text().splitlines(), 1)
-        if "__syncthreads()" in line
+        if "__syncthreads();" in line or "wait_for_copies<0>();" in line
     )
     return list(lines)
 
 
 def differs_or_fails() -> bool:
     """Whether any of the ops, at a shape whose rows take several warps, is wrong or is stopped by the simulator."""
+    tried = [(name, shape, {}) for name, cases in CASES.items() for shape in shapes(cases, (10, 600))]
     try:
         return not all(
             verdict.right
-            for name, cases in CASES.items()
-            for shape in shapes(cases, (10, 600))
-            for verdict in _verify.verify(_op.get(name), cases, "cuda_simt", shape, torch.bfloat16)
+            for name, shape, variant in tried
+            for verdict in _verify.verify(_op.get(name), CASES[name], "cuda_simt", shape, torch.bfloat16, **variant)
         )
     except RuntimeError as error:
-        return "with no barrier between" in str(error) or "which nobody has written" in str(error)
+        faults = ("with no barrier between", "which nobody has written", "has not waited")
+        return any(fault in str(error) for fault in faults)
 
 
 @needs_simulator
@@ -127,9 +142,14 @@ def test_each_barrier_of_our_kernels_is_missed(barrier):
     assert not differs_or_fails()
 
 
+def taken(name: str) -> list[torch.dtype]:
+    """The dtypes that the op's CUDA kernels take."""
+    why_not = _op.get(name).implementations["cuda_simt"].why_not
+    return [dtype for dtype in DTYPES if why_not(torch.ones(1, dtype=dtype)) in (None, simt.why_not())]
+
+
 @needs_simulator
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name, dtype", [(name, dtype) for name in CASES for dtype in taken(name)], ids=str)
 def test_long_rows(name, dtype):
     """Rows that fill a block's registers, and rows longer than that, by vectors and by single elements."""
     for shape in shapes(CASES[name], (3, 2051), (2, 8200), (2, 16392), (66, 264)):
@@ -151,12 +171,13 @@ def test_more_tensors_than_a_launch_holds(dtype):
 def test_order_of_threads_does_not_show(name):
     """The same bits whatever the order of blocks and threads."""
     (shape,) = shapes(CASES[name], (70, 600))
-    op, args = _op.get(name), CASES[name].inputs(shape, torch.float32)
-    first = dict(_verify.run(op, "cuda_simt", args, 0, torch.float32))
+    op, dtype = _op.get(name), taken(name)[0]
+    args = CASES[name].inputs(shape, dtype)
+    first = dict(_verify.run(op, "cuda_simt", args, 0, dtype))
     try:
         for seed in (1, 2, 3):
             simt.seed(seed)
-            for key, result in _verify.run(op, "cuda_simt", args, 0, torch.float32):
+            for key, result in _verify.run(op, "cuda_simt", args, 0, dtype):
                 assert same_bits(result, first[key]), (key, seed)
     finally:
         simt.seed(0)

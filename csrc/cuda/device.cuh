@@ -1,4 +1,5 @@
-// Everything that is CUDA's own: launches, shared memory, reductions, vector loads and stores, element types.
+// Everything that is CUDA's own: launches, shared memory, asynchronous copies, tensor cores, reductions, vector loads
+// and stores, element types.
 //
 // Compiled by nvcc, this is CUDA. Compiled by g++ with tests/simt first on the include path, the <cuda_*.h> below are
 // the simulator's, and the same kernels run on the CPU.
@@ -11,6 +12,7 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 
 #include "../dtype.h"
 
@@ -20,6 +22,81 @@
 #define LLMSYS_DYNAMIC_SHARED(T, name)                            \
   extern __shared__ __align__(16) unsigned char dynamic_shared[]; \
   T* name = reinterpret_cast<T*>(dynamic_shared)
+
+// PTX that CUDA C++ has no functions for; tests/simt/ptx.h has the simulator's.
+namespace llmsys::cuda {
+
+// A pointer to shared memory.
+template <class T>
+using Shared = T*;
+
+template <class T>
+__device__ unsigned address_of(Shared<T> pointer) {
+  return unsigned(__cvta_generic_to_shared(pointer));
+}
+
+// Starts to copy an element of 4 or 16 bytes; zeros, if it is not `there`, and `from` is then not read.
+template <class T>
+__device__ void copy_async(Shared<T> to, const T* from, bool there) {
+  static_assert(sizeof(T) == 4 || sizeof(T) == 16);
+  const int bytes = there ? int(sizeof(T)) : 0;
+  if constexpr (sizeof(T) == 16)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address_of(to)), "l"(from), "r"(bytes)
+                 : "memory");
+  else
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(address_of(to)), "l"(from), "r"(bytes)
+                 : "memory");
+}
+
+// The copies that this thread has started since the last commit are a group.
+__device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Until all of this thread's groups but the kNewest newest ones have come; a barrier tells other threads.
+template <int kNewest>
+__device__ void wait_for_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kNewest) : "memory");
+}
+
+// Four 8 x 8 matrices of two-byte elements: lane 8i + j points to row j of matrix i, of 16 bytes, and is given of each
+// matrix the elements 2l % 8 and 2l % 8 + 1 of row l / 4, l its number; with kTransposed, of the transposed matrix.
+template <bool kTransposed, class T>
+__device__ void ldmatrix(uint32_t (&pairs)[4], Shared<T> row) {
+  static_assert(sizeof(T) == 16);
+  if constexpr (kTransposed)
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(pairs[0]), "=r"(pairs[1]), "=r"(pairs[2]), "=r"(pairs[3])
+                 : "r"(address_of(row))
+                 : "memory");
+  else
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(pairs[0]), "=r"(pairs[1]), "=r"(pairs[2]), "=r"(pairs[3])
+                 : "r"(address_of(row))
+                 : "memory");
+}
+
+// sums += A B: 16 x 16 times 16 x 8, of bfloat16 or half, in the fragments of mma.m16n8k16.
+template <class T>
+__device__ void mma(float (&sums)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  if constexpr (std::is_same_v<T, __half>)
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  else
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// 2^x to the last bits, and 0 where that is below the smallest normal number.
+__device__ inline float exp2_flushed(float x) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+
+}  // namespace llmsys::cuda
 #endif
 
 namespace llmsys::cuda {
@@ -29,8 +106,9 @@ namespace llmsys::cuda {
 constexpr int kWarp = 32;
 constexpr int kVectorBytes = 16;  // the widest access a thread can make
 constexpr int64_t kMaxBlocks = 0x7fffffff;
+constexpr size_t kSharedBytes = 48 << 10;  // that a launch may have without asking
 
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+__host__ __device__ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 struct Grid {
   dim3 blocks, threads;
@@ -46,7 +124,10 @@ void launch(const char* name, const Grid& grid, void* stream, void (*kernel)(Par
   config.blockDim = grid.threads;
   config.dynamicSmemBytes = grid.shared_bytes;
   config.stream = static_cast<cudaStream_t>(stream);
-  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, arguments...);
+  cudaError_t error = cudaSuccess;
+  if (grid.shared_bytes > kSharedBytes)
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(grid.shared_bytes));
+  if (error == cudaSuccess) error = cudaLaunchKernelEx(&config, kernel, arguments...);
   if (error != cudaSuccess)
     throw std::runtime_error(std::string("llmsys.cuda.") + name + ": " + cudaGetErrorString(error));
 }
@@ -89,6 +170,20 @@ __device__ inline __nv_bfloat16 from_float(float value) {
 template <>
 __device__ inline __half from_float(float value) {
   return __float2half_rn(value);
+}
+
+// Two neighbours in one word, the first in its low half.
+template <class T>
+__device__ uint32_t pair_of(float first, float second) {
+  uint32_t pair;
+  if constexpr (std::is_same_v<T, __half>) {
+    const __half2 halves = __floats2half2_rn(first, second);
+    memcpy(&pair, &halves, sizeof pair);
+  } else {
+    const __nv_bfloat162 halves = __floats2bfloat162_rn(first, second);
+    memcpy(&pair, &halves, sizeof pair);
+  }
+  return pair;
 }
 
 // ---- vectors: kWidth neighbours, read and written at once where they fit kVectorBytes ----

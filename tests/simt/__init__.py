@@ -22,6 +22,7 @@ from tests import build
 HERE = Path(__file__).parent
 ROOT = build.ROOT
 SANITIZE = ("-fsanitize=address,alignment,signed-integer-overflow", "-fno-sanitize-recover=all", "-g1")
+SOURCES = tuple(HERE / name for name in ("fiber.cpp", "ptx.cpp", "simt.cpp"))
 FLAGS = ("-O1", "-Wno-unknown-pragmas", f"-I{HERE}", f"-I{ROOT / 'csrc' / 'cuda'}")
 
 why_not = build.why_not
@@ -44,17 +45,22 @@ def module() -> ModuleType:
     kernels = sorted((ROOT / "csrc/cuda").glob("*.cu"))
     objects = build.compile(
         [
-            *((source, python) for source in build.bindings({source.stem for source in kernels})),
-            *((source, (*FLAGS, *sanitize)) for source in (*kernels, HERE / "fiber.cpp", HERE / "simt.cpp")),
+            *((source, python) for source in build.bindings({_op_of(source) for source in kernels})),
+            *((source, (*FLAGS, *sanitize)) for source in (*kernels, *SOURCES)),
         ]
     )
     return build.load("llmsys_simt", objects, *sanitize)
 
 
+def _op_of(kernels: Path) -> str:
+    """The op whose kernels are in this file, which may have those of one direction alone."""
+    return kernels.stem.removesuffix("_forward").removesuffix("_backward")
+
+
 def program(source: Path, flags: Sequence[str] = ()) -> Path:
     """An executable from one source file of kernels with a main(), compiled with `flags`."""
-    sources = (source, HERE / "fiber.cpp", HERE / "simt.cpp")
-    return build.link(source.stem, build.compile([(path, (*FLAGS, *flags)) for path in sources]), *flags)
+    objects = build.compile([(path, (*FLAGS, *flags)) for path in (source, *SOURCES)])
+    return build.link(source.stem, objects, *flags)
 
 
 def seed(value: int) -> None:

@@ -10,11 +10,12 @@ struct __half {
 };
 
 inline float __half2float(__half value) {
-  const int exponent = (value.bits >> 10) & 31, fraction = value.bits & 1023;
-  const float sign = value.bits & 0x8000 ? -1.0f : 1.0f;
-  if (exponent == 31) return sign * (fraction ? NAN : INFINITY);
-  if (exponent == 0) return sign * std::ldexp(float(fraction), -24);
-  return sign * std::ldexp(float(1024 + fraction), exponent - 25);
+  uint32_t bits = uint32_t(value.bits & 0x7fff) << 13;
+  float magnitude;
+  std::memcpy(&magnitude, &bits, sizeof magnitude);
+  magnitude *= (value.bits & 0x7c00) == 0x7c00 ? INFINITY : 0x1p112f;  // exponent bias 15 to 127
+  if ((value.bits & 0x7fff) > 0x7c00) return NAN;
+  return value.bits & 0x8000 ? -magnitude : magnitude;
 }
 
 inline __half __float2half_rn(float value) {
@@ -28,3 +29,9 @@ inline __half __float2half_rn(float value) {
   bits += 0xfffu + ((bits >> 13) & 1u) - (112u << 23);  // round the 13 bits that do not fit; exponent bias 127 to 15
   return {uint16_t(sign | bits >> 13)};
 }
+
+struct __half2 {
+  __half x, y;
+};
+
+inline __half2 __floats2half2_rn(float x, float y) { return {__float2half_rn(x), __float2half_rn(y)}; }

@@ -2,7 +2,8 @@
 //
 // A block runs at a time, its threads in random order, each until it waits for others. What a GPU leaves undefined ends
 // the launch with an error that names the block, the thread and the cause: lanes that call different warp functions, or
-// with different masks, or have exited; a barrier that not all threads reach; races on shared memory.
+// with different masks, or have exited; a barrier that not all threads reach; races on shared memory, also with copies
+// that nobody has waited for.
 // Blocks that wait for each other cannot run here. What CUDA has and this header lacks does not compile: add it.
 #pragma once
 
@@ -16,6 +17,7 @@
 
 #define __global__
 #define __device__
+#define __host__
 #define __grid_constant__
 #define __launch_bounds__(...)
 
@@ -26,6 +28,11 @@ struct uint3 {
 struct alignas(16) uint4 {
   unsigned x, y, z, w;
 };
+
+template <class T>
+T min(T a, T b) {
+  return b < a ? b : a;
+}
 
 // A plain store; the suffix names a way of caching.
 template <class T>
@@ -43,7 +50,12 @@ extern dim3 blockDim, gridDim;
 
 // ---- launches ----
 
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidConfiguration = 9, cudaErrorLaunchFailure = 719 };
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorInvalidValue = 1,
+  cudaErrorInvalidConfiguration = 9,
+  cudaErrorLaunchFailure = 719
+};
 using cudaStream_t = struct CUstream_st*;
 
 struct cudaLaunchConfig_t {
@@ -55,8 +67,16 @@ struct cudaLaunchConfig_t {
 // What went wrong in the last launch.
 const char* cudaGetErrorString(cudaError_t error);
 
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+
 namespace simt {
-cudaError_t launch(const cudaLaunchConfig_t& config, const std::function<void()>& thread);
+cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, const std::function<void()>& thread);
+cudaError_t allow_shared_memory(const void* kernel, int bytes);
+}  // namespace simt
+
+template <class Kernel>
+cudaError_t cudaFuncSetAttribute(Kernel* kernel, cudaFuncAttribute, int value) {
+  return simt::allow_shared_memory(reinterpret_cast<const void*>(kernel), value);
 }
 
 template <class... Parameters, class... Arguments>
@@ -65,7 +85,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   static_assert((std::is_trivially_copyable_v<std::decay_t<Parameters>> && ...),
                 "kernel arguments are copied as bytes");
   static_assert((sizeof(Parameters) + ... + 0) <= 4096, "kernel arguments hold 4 KiB");
-  return simt::launch(*config, [&] { kernel(arguments...); });
+  return simt::launch(*config, reinterpret_cast<const void*>(kernel), [&] { kernel(arguments...); });
 }
 
 // ---- barriers and warp functions ----
@@ -82,6 +102,8 @@ struct Site {
 void barrier(const Site& site);
 
 int lane();
+// Waits for the lanes of `mask`; the last one calls `together` with what each has brought, by lane.
+void meet(const Site& site, unsigned mask, void* brought, const std::function<void(void* const*)>& together);
 // Waits for the lanes of `mask`, then gives what `source` sent.
 uint64_t exchange(const Site& site, unsigned mask, uint64_t sent, int source);
 
@@ -137,6 +159,9 @@ T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32, const c
 extern "C" {
 // Blocks and threads run in another order for each seed, from the next launch on.
 __attribute__((visibility("default"))) void simt_seed(uint64_t seed);
-// The barrier on this line of the file of this name does nothing, as if it were not there; line 0 ends that.
+// The barrier, or the wait for copies, on this line of the file of this name does nothing, as if it were not there;
+// line 0 ends that.
 __attribute__((visibility("default"))) void simt_skip_barrier(const char* file, int line);
 }
+
+#include "ptx.h"

@@ -125,6 +125,69 @@ __global__ void dynamic_shared_out_of_bounds(const int* in, int* out) {
 }
 
 template <bool kMistake>
+__global__ void missing_wait(const int* in, int* out) {
+  LLMSYS_SHARED(int, values, kThreads);
+  llmsys::cuda::copy_async(values + threadIdx.x, in + threadIdx.x, true);
+  llmsys::cuda::commit_copies();
+  llmsys::cuda::wait_for_copies<kMistake>();
+  __syncthreads();
+  out[threadIdx.x] = values[kThreads - 1 - threadIdx.x];
+  if (kMistake) llmsys::cuda::wait_for_copies<0>();
+}
+
+template <bool kMistake>
+__global__ void missing_commit(const int* in, int* out) {
+  LLMSYS_SHARED(int, values, kThreads);
+  llmsys::cuda::copy_async(values + threadIdx.x, in + threadIdx.x, true);
+  if (!kMistake) llmsys::cuda::commit_copies();
+  llmsys::cuda::wait_for_copies<0>();
+  __syncthreads();
+  out[threadIdx.x] = values[kThreads - 1 - threadIdx.x];
+}
+
+template <bool kMistake>
+__global__ void missing_barrier_after_wait(const int* in, int* out) {
+  LLMSYS_SHARED(int, values, kThreads);
+  llmsys::cuda::copy_async(values + threadIdx.x, in + threadIdx.x, true);
+  llmsys::cuda::commit_copies();
+  if (kMistake) __syncthreads();
+  llmsys::cuda::wait_for_copies<0>();
+  if (!kMistake) __syncthreads();
+  out[threadIdx.x] = values[kThreads - 1 - threadIdx.x];
+}
+
+template <bool kMistake>
+__global__ void missing_barrier_before_copy(const int* in, int* out) {
+  LLMSYS_SHARED(int, values, kThreads);
+  values[threadIdx.x] = threadIdx.x;
+  __syncthreads();
+  const int from = values[kThreads - 1 - threadIdx.x];
+  if (!kMistake) __syncthreads();
+  llmsys::cuda::copy_async(values + threadIdx.x, in + from, true);
+  llmsys::cuda::commit_copies();
+  __syncthreads();
+  llmsys::cuda::wait_for_copies<0>();
+  out[threadIdx.x] = values[threadIdx.x];
+}
+
+template <bool kMistake>
+__global__ void exit_before_wait(const int* in, int* out) {
+  LLMSYS_SHARED(int, values, kThreads);
+  out[threadIdx.x] = in[kThreads - 1 - threadIdx.x];
+  llmsys::cuda::copy_async(values + threadIdx.x, in + threadIdx.x, true);
+  llmsys::cuda::commit_copies();
+  if (!kMistake) llmsys::cuda::wait_for_copies<0>();
+}
+
+template <bool kMistake>
+__global__ void divergent_mma(const int* in, int* out) {
+  float sums[4] = {};
+  const uint32_t a[4] = {}, b[2] = {};
+  if (!kMistake || threadIdx.x % 2 == 0) llmsys::cuda::mma<__half>(sums, a, b);
+  out[threadIdx.x] = in[kThreads - 1 - threadIdx.x] + int(sums[0]);
+}
+
+template <bool kMistake>
 __global__ void global_out_of_bounds(const int* in, int* out) {
   out[threadIdx.x] = in[kThreads - 1 - threadIdx.x];
   if (kMistake && threadIdx.x == 0) out[kThreads] = 0;
@@ -158,6 +221,12 @@ constexpr Fault kFaults[] = {FAULT(missing_barrier),
                              FAULT(unwritten_shared_memory),
                              FAULT(shared_out_of_bounds),
                              FAULT(dynamic_shared_out_of_bounds),
+                             FAULT(missing_wait),
+                             FAULT(missing_commit),
+                             FAULT(missing_barrier_after_wait),
+                             FAULT(missing_barrier_before_copy),
+                             FAULT(exit_before_wait),
+                             FAULT(divergent_mma),
                              FAULT(global_out_of_bounds),
                              FAULT(unaligned_vector)};
 

@@ -16,6 +16,10 @@ class SharedMemory {
   void read(int64_t offset, void* to, size_t bytes);
   void write(int64_t offset, const void* from, size_t bytes);
 
+  // An asynchronous copy: from its start on a write of this thread's, to bytes that may not be touched until its end.
+  void start_copy(int64_t offset, size_t bytes);
+  void end_copy(int64_t offset, const void* from, size_t bytes);  // from null: zeros
+
  private:
   // Who touched a byte last: in which interval between barriers of the block, after how many __syncwarp of its own.
   struct Access {
@@ -26,11 +30,14 @@ class SharedMemory {
   // Two readers suffice: whoever writes next, one of them is another thread.
   struct History {
     Access write, read, other_read;
+    bool copying = false;  // the write is a copy that nobody has waited for
   };
 
   std::string element(int64_t offset, size_t bytes) const;
   void check_bounds(const char* verb, int64_t offset, size_t bytes) const;
   void check_order(const char* verb, const Access& before, const char* before_verb, int64_t offset, size_t bytes) const;
+  [[noreturn]] void fault_of_copy(const char* verb, const History& history, int64_t offset, size_t bytes) const;
+  void note_write(int64_t offset, size_t bytes, bool copying);
 
   std::string name_;
   std::vector<std::byte> bytes_;
@@ -73,6 +80,9 @@ class Shared {
   Element<T> operator[](int64_t i) const { return {*memory_, offset_ + i * int64_t(sizeof(T))}; }
   Element<T> operator*() const { return (*this)[0]; }
   Shared operator+(int64_t i) const { return Shared(*memory_, offset_ + i * int64_t(sizeof(T))); }
+
+  SharedMemory& memory() const { return *memory_; }
+  int64_t offset() const { return offset_; }
 
  private:
   SharedMemory* memory_;

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <exception>
 #include <filesystem>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <random>
@@ -10,8 +11,8 @@
 #include <utility>
 #include <vector>
 
-#include "cuda_runtime.h"
 #include "fiber.h"
+#include "ptx.h"
 
 uint3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
@@ -20,16 +21,25 @@ namespace simt {
 namespace {
 
 constexpr int kWarp = 32;
+constexpr int kSharedBytes = 48 << 10, kMostSharedBytes = 163 << 10;  // without asking, and with, on sm_80
+
+struct Copy {  // asynchronous, to shared memory
+  SharedMemory* to;
+  int64_t offset;
+  const void* from;  // null for zeros
+  size_t bytes;
+};
 
 struct Thread {
   Fiber fiber;
   uint3 index;
   bool waits;
-  Site site;      // of the wait
-  unsigned mask;  // of a wait for lanes
-  uint64_t sent, received;
-  int source;
-  unsigned warp_syncs;  // meetings of lanes at __syncwarp
+  Site site;                       // of the wait
+  unsigned mask;                   // of a wait for lanes
+  void* brought;                   // to a meeting
+  unsigned warp_syncs;             // meetings of lanes at __syncwarp
+  std::vector<Copy> copies;        // not waited for
+  std::vector<size_t> group_ends;  // of those, where each committed group ends
 };
 
 struct Meeting {  // lanes of one warp at one warp function
@@ -59,6 +69,7 @@ std::exception_ptr failure;
 // Intervals between barriers are counted over all blocks and launches, so that no memory of an earlier one is mistaken.
 uint64_t interval = 0, first_interval_of_block = 0;
 
+std::map<const void*, int> allowed_shared_bytes;  // by kernel
 std::vector<std::pair<const void*, std::unique_ptr<SharedMemory>>> shared_arrays;
 std::unique_ptr<SharedMemory> dynamic_shared;
 
@@ -83,6 +94,10 @@ std::string hex(unsigned mask) {
 }
 
 bool same_place(const Site& a, const Site& b) { return a.line == b.line && std::strcmp(a.file, b.file) == 0; }
+
+bool skipped(const Site& site) {
+  return site.line == skipped_line && skipped_file == std::filesystem::path(site.file).filename();
+}
 
 void wait(const Site& site, unsigned mask) {
   Thread& thread = *threads[current];
@@ -114,6 +129,7 @@ void leave_block() {
     const int waiting = someone_at_barrier();
     fault("exits, while " + name_of(waiting) + " waits for it at " + name_of(threads[waiting]->site));
   }
+  if (!threads[current]->copies.empty()) fault("exits, with asynchronous copies that it has not waited for");
   warp.exited |= bit;
   ++num_exited;
 }
@@ -154,6 +170,8 @@ void run_block() {
     thread.index = {t % blockDim.x, t / blockDim.x % blockDim.y, t / blockDim.x / blockDim.y};
     thread.waits = false;
     thread.warp_syncs = 0;
+    thread.copies.clear();
+    thread.group_ends.clear();
     ready[t] = t;
   }
   while (num_exited < num_threads) {
@@ -167,11 +185,13 @@ void run_block() {
   }
 }
 
-bool valid(const cudaLaunchConfig_t& config) {
+bool valid(const cudaLaunchConfig_t& config, const void* kernel) {
   const dim3 &grid = config.gridDim, &block = config.blockDim;
   const uint64_t block_threads = uint64_t(block.x) * block.y * block.z;
+  const auto allowed = allowed_shared_bytes.find(kernel);
+  const size_t shared_bytes = allowed == allowed_shared_bytes.end() ? kSharedBytes : allowed->second;
   return grid.x > 0 && grid.x <= 0x7fffffff && grid.y > 0 && grid.y <= 65535 && grid.z > 0 && grid.z <= 65535 &&
-         block_threads > 0 && block_threads <= 1024 && block.z <= 64 && config.dynamicSmemBytes <= 48 << 10;
+         block_threads > 0 && block_threads <= 1024 && block.z <= 64 && config.dynamicSmemBytes <= shared_bytes;
 }
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -182,9 +202,16 @@ void name_thread(const char*) {
 
 }  // namespace
 
-cudaError_t launch(const cudaLaunchConfig_t& config, const std::function<void()>& thread) {
-  if (!valid(config)) return cudaErrorInvalidConfiguration;
+cudaError_t allow_shared_memory(const void* kernel, int bytes) {
   std::lock_guard<std::mutex> lock(one_launch);
+  if (bytes < 0 || bytes > kMostSharedBytes) return cudaErrorInvalidValue;
+  allowed_shared_bytes[kernel] = bytes;
+  return cudaSuccess;
+}
+
+cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, const std::function<void()>& thread) {
+  std::lock_guard<std::mutex> lock(one_launch);
+  if (!valid(config, kernel)) return cudaErrorInvalidConfiguration;
 #if defined(__SANITIZE_ADDRESS__)
   __asan_set_error_report_callback(name_thread);
 #endif
@@ -213,7 +240,7 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const std::function<void()>
 int lane() { return current % kWarp; }
 
 void barrier(const Site& site) {
-  if (site.line == skipped_line && skipped_file == std::filesystem::path(site.file).filename()) return;
+  if (skipped(site)) return;
   if (num_exited > 0) fault("reaches " + name_of(site) + ", but a thread of its block has exited");
   if (num_at_barrier > 0) {
     const int other = someone_at_barrier();
@@ -232,7 +259,7 @@ void barrier(const Site& site) {
   }
 }
 
-uint64_t exchange(const Site& site, unsigned mask, uint64_t sent, int source) {
+void meet(const Site& site, unsigned mask, void* brought, const std::function<void(void* const*)>& together) {
   const int first = current - lane();
   Warp& warp = warps[current / kWarp];
   const unsigned bit = 1u << lane();
@@ -241,11 +268,8 @@ uint64_t exchange(const Site& site, unsigned mask, uint64_t sent, int source) {
   if (!(mask & bit)) misuse(", which leaves itself out");
   if (lanes < kWarp && mask >> lanes) misuse(", but its warp has " + std::to_string(lanes) + " lanes");
   if (mask & warp.exited) misuse(", but lanes " + hex(mask & warp.exited) + " have exited");
-  if (!(mask >> source & 1)) misuse(" to read lane " + std::to_string(source) + ", which it leaves out");
 
-  Thread& self = *threads[current];
-  self.sent = sent;
-  self.source = source;
+  threads[current]->brought = brought;
   auto meeting =
       std::find_if(warp.meetings.begin(), warp.meetings.end(), [&](auto& m) { return (m.mask & mask) != 0; });
   if (meeting == warp.meetings.end()) {
@@ -256,20 +280,53 @@ uint64_t exchange(const Site& site, unsigned mask, uint64_t sent, int source) {
            hex(meeting->mask));
   }
   meeting->arrived |= bit;
-  if (meeting->arrived != mask) {
-    wait(site, mask);
-    return self.received;
-  }
+  if (meeting->arrived != mask) return wait(site, mask);
   warp.meetings.erase(meeting);
+  void* brought_by[kWarp] = {};
   for (int l = 0; l < lanes; ++l) {
     if (!(mask >> l & 1)) continue;
-    Thread& thread = *threads[first + l];
-    thread.received = threads[first + thread.source]->sent;
+    brought_by[l] = threads[first + l]->brought;
     if (first + l != current) wake(first + l);
   }
+  together(brought_by);
   ready.push_back(current);
-  self.fiber.suspend();
-  return self.received;
+  threads[current]->fiber.suspend();
+}
+
+uint64_t exchange(const Site& site, unsigned mask, uint64_t sent, int source) {
+  if (!(mask >> source & 1))
+    fault("calls " + name_of(site) + " with mask " + hex(mask) + " to read lane " + std::to_string(source) +
+          ", which it leaves out");
+  struct Message {
+    uint64_t sent, received;
+    int source;
+  } mine{sent, 0, source};
+  meet(site, mask, &mine, [=](void* const* lanes) {
+    for (int l = 0; l < kWarp; ++l)
+      if (auto* message = static_cast<Message*>(lanes[l]))
+        message->received = static_cast<const Message*>(lanes[message->source])->sent;
+  });
+  return mine.received;
+}
+
+void copy_async(SharedMemory& memory, int64_t offset, const void* from, size_t bytes, bool there) {
+  memory.start_copy(offset, bytes);
+  threads[current]->copies.push_back({&memory, offset, there ? from : nullptr, bytes});
+}
+
+void commit_copies() { threads[current]->group_ends.push_back(threads[current]->copies.size()); }
+
+void wait_for_copies(const Site& site, int newest) {
+  if (skipped(site)) return;
+  std::vector<Copy>& copies = threads[current]->copies;
+  std::vector<size_t>& group_ends = threads[current]->group_ends;
+  const int groups = int(group_ends.size()) - newest;
+  if (groups <= 0) return;
+  const size_t ended = group_ends[groups - 1];
+  for (size_t i = 0; i < ended; ++i) copies[i].to->end_copy(copies[i].offset, copies[i].from, copies[i].bytes);
+  copies.erase(copies.begin(), copies.begin() + ended);
+  group_ends.erase(group_ends.begin(), group_ends.begin() + groups);
+  for (size_t& end : group_ends) end -= ended;
 }
 
 SharedMemory& shared_memory(const void* key, const char* name, size_t bytes) {
@@ -292,6 +349,11 @@ void SharedMemory::check_bounds(const char* verb, int64_t offset, size_t bytes) 
     fault(std::string(verb) + " " + name_ + " at byte " + std::to_string(offset) + ", unaligned");
 }
 
+void SharedMemory::fault_of_copy(const char* verb, const History& history, int64_t offset, size_t bytes) const {
+  fault(std::string(verb) + " " + element(offset, bytes) + ", to which " + name_of(history.write.thread) +
+        " copies and has not waited");
+}
+
 // Accesses of two threads are in order if a barrier of the block lies between them, or a __syncwarp of their warp.
 void SharedMemory::check_order(const char* verb, const Access& before, const char* before_verb, int64_t offset,
                                size_t bytes) const {
@@ -309,6 +371,7 @@ void SharedMemory::read(int64_t offset, void* to, size_t bytes) {
     History& history = history_[offset + b];
     if (history.write.interval < first_interval_of_block)
       fault("reads " + element(offset, bytes) + ", which nobody has written");
+    if (history.copying) fault_of_copy("reads", history, offset, bytes);
     check_order("reads", history.write, "wrote", offset, bytes);
     const bool first = history.read.interval != interval || history.read.thread == current;
     (first ? history.read : history.other_read) = now;
@@ -317,15 +380,30 @@ void SharedMemory::read(int64_t offset, void* to, size_t bytes) {
 }
 
 void SharedMemory::write(int64_t offset, const void* from, size_t bytes) {
-  check_bounds("writes", offset, bytes);
+  note_write(offset, bytes, false);
+  std::memcpy(&bytes_[offset], from, bytes);
+}
+
+void SharedMemory::start_copy(int64_t offset, size_t bytes) { note_write(offset, bytes, true); }
+
+void SharedMemory::end_copy(int64_t offset, const void* from, size_t bytes) {
+  for (size_t b = 0; b < bytes; ++b) history_[offset + b].copying = false;
+  const std::byte zeros[16] = {};
+  write(offset, from ? from : zeros, bytes);
+}
+
+void SharedMemory::note_write(int64_t offset, size_t bytes, bool copying) {
+  check_bounds(copying ? "copies to" : "writes", offset, bytes);
   for (size_t b = 0; b < bytes; ++b) {
     History& history = history_[offset + b];
+    const bool stale = history.write.interval < first_interval_of_block;
+    if (history.copying && !stale) fault_of_copy("writes", history, offset, bytes);
     check_order("writes", history.write, "wrote", offset, bytes);
     check_order("writes", history.read, "read", offset, bytes);
     check_order("writes", history.other_read, "read", offset, bytes);
     history.write = {interval, current, threads[current]->warp_syncs};
+    history.copying = copying;
   }
-  std::memcpy(&bytes_[offset], from, bytes);
 }
 
 }  // namespace simt
@@ -339,6 +417,8 @@ const char* cudaGetErrorString(cudaError_t error) {
   switch (error) {
     case cudaSuccess:
       return "no error";
+    case cudaErrorInvalidValue:
+      return "invalid argument";
     case cudaErrorInvalidConfiguration:
       return "invalid configuration argument";
     case cudaErrorLaunchFailure:
