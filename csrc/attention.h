@@ -48,4 +48,10 @@ void attention_backward(const Attention& args);  // delta, dq, dk, dv
 void attention_dbias(const Attention& args);     // after it: dbias
 }  // namespace cpu
 
+namespace cuda {
+void attention_forward(const Attention& args, void* stream);
+void attention_backward(const Attention& args, void* stream);
+void attention_dbias(const Attention& args, void* stream);
+}  // namespace cuda
+
 }  // namespace llmsys

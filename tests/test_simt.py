@@ -123,6 +123,8 @@ def barriers() -> list[tuple[str, int]]:
 def differs_or_fails() -> bool:
     """Whether any of the ops, at a shape whose rows take several warps, is wrong or is stopped by the simulator."""
     tried = [(name, shape, {}) for name, cases in CASES.items() for shape in shapes(cases, (10, 600))]
+    # Several tiles of keys, and two sequences with one bias.
+    tried += [("attention", (1, 100, 103, 2, 1, 64, 64), {}), ("attention", (2, 9, 9, 1, 1, 8, 8), {"bias": "head"})]
     try:
         return not all(
             verdict.right
@@ -226,6 +228,7 @@ def test_launch_that_cuda_refuses():
 GPUS = ("-gencode", "arch=compute_80,code=sm_80", "-gencode", "arch=compute_90a,code=sm_90a")
 NVCC = ("nvcc", "-std=c++17", "--fmad=false", *GPUS, "-Xptxas", "-v")
 MAX_REGISTERS = 128  # two blocks of 256 threads on a multiprocessor
+MAX_REGISTERS_OF_TILES = 255  # two blocks of 128, or one of 256, which keep tiles of sums
 
 
 @cache
@@ -258,4 +261,4 @@ def test_nvcc_compiles_without_spills(source):
     spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", report)
     assert registers and len(spills) >= len(registers)
     assert set(spills) == {("0", "0", "0")}
-    assert max(registers) <= MAX_REGISTERS
+    assert max(registers) <= (MAX_REGISTERS_OF_TILES if source.stem.startswith("attention") else MAX_REGISTERS)

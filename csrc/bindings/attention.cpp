@@ -7,7 +7,7 @@ namespace {
 
 using A = Attention;
 
-[[maybe_unused]] void define_direction(pybind11::module_& module, const char* name, Kernel<A> kernel) {
+void define_direction(pybind11::module_& module, const char* name, Kernel<A> kernel) {
   define(module, name, kernel, &A::q, &A::k, &A::v, &A::bias, &A::sinks, &A::alibi_slopes, &A::block_mask, &A::rows,
          &A::y, &A::lse, &A::dy, &A::dlse, &A::delta, &A::dq, &A::dk, &A::dv, &A::dbias, &A::batch, &A::queries,
          &A::keys, &A::heads, &A::kv_heads, &A::dim, &A::value_dim, &A::q_batch_stride, &A::q_row_stride,
@@ -23,7 +23,11 @@ Binding binding(IF_CPU([](pybind11::module_& module) {
                   define_direction(module, "attention_backward", without_stream<A, cpu::attention_backward>);
                   define_direction(module, "attention_dbias", without_stream<A, cpu::attention_dbias>);
                 }),
-                nullptr);
+                IF_CUDA([](pybind11::module_& module) {
+                  define_direction(module, "attention_forward", cuda::attention_forward);
+                  define_direction(module, "attention_backward", cuda::attention_backward);
+                  define_direction(module, "attention_dbias", cuda::attention_dbias);
+                }));
 
 }  // namespace
 }  // namespace llmsys

@@ -20,6 +20,7 @@ OP = Op(
     " int block_size, int window_left, int window_right, float scale, float softcap, float dropout_p, int seed,"
     " bool needs_dbias) -> (Tensor dq, Tensor dk, Tensor dv, Tensor dbias, Tensor dsinks)",
     implementations=[
+        native.CUDA,
         native.CPU,
         triton("llmsys.ops.attention.triton_kernels"),
         Impl("reference", reference.forward, reference.backward),

@@ -50,7 +50,12 @@ def implementation(kernels: Kernels) -> Impl:
             dsinks = reference.sinks_gradient(delta, lse, sinks)
         return dq, dk, dv, dbias, dsinks
 
-    return Impl(kernels.name, forward, backward, kernels.why_not, (kernels.device,))
+    def why_not(q: Tensor, *args: object) -> str | None:
+        if kernels.name.startswith("cuda") and q.dtype == torch.float32:
+            return "no kernel for torch.float32: tensor cores multiply 16-bit elements"
+        return kernels.why_not(q)
+
+    return Impl(kernels.name, forward, backward, why_not, (kernels.device,))
 
 
 def call(launch: Any, given: Arguments, **tensors: Tensor | None) -> None:
@@ -105,3 +110,4 @@ def _rows_in_place(x: Tensor) -> Tensor:
 
 
 CPU: Impl = implementation(_native.CPU)
+CUDA: Impl = implementation(_native.CUDA)
