@@ -106,7 +106,7 @@ namespace llmsys::cuda {
 constexpr int kWarp = 32;
 constexpr int kVectorBytes = 16;  // the widest access a thread can make
 constexpr int64_t kMaxBlocks = 0x7fffffff;
-constexpr size_t kSharedBytes = 48 << 10;  // that a launch may have without asking
+constexpr size_t kSharedBytes = 32 << 10;  // that a launch may have without asking: 48 KiB, less what kernels declare
 
 __host__ __device__ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
