@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from llmsys.ops._op import Impl, Op
+from llmsys.ops._op import Impl, Op, triton
 from llmsys.ops.attention import arguments
 from llmsys.ops.attention_decode import cache, native, reference
 
@@ -17,7 +17,11 @@ OP = Op(
     " Tensor? k_scale=None, Tensor? v_scale=None, Tensor? alibi_slopes=None, Tensor? sinks=None, int window_left=-1,"
     " int window_right=-1, float scale=1.0, float softcap=0.0) -> (Tensor y, Tensor lse)",
     backward=None,
-    implementations=[native.CPU, Impl("reference", reference.forward)],
+    implementations=[
+        native.CPU,
+        triton("llmsys.ops.attention_decode.triton_kernels"),
+        Impl("reference", reference.forward),
+    ],
 )
 
 
@@ -52,9 +56,9 @@ def attention_decode(
                → y (B, T, H, E), contiguous; with return_lse (y, lse), lse (B, H, T) float32 (float64 for float64)
     Dtypes     q float16/bfloat16/float32/float64; caches of q's, or int8 with k_scale and v_scale float32 (float64 for
                float64), (B, S_max, K) or (num_blocks, block_size, K)
-    Numerics   as `llmsys.attention`; but for the reference, the same bits whatever the number of threads, paged or not,
-               and whatever other sequences there are. What lies in the cache from cache_seqlens on is not read. A
-               query that sees nothing has y 0 and lse −inf
+    Numerics   as `llmsys.attention`; on the CPU the same bits whatever the number of threads, paged or not, and with
+               other sequences or alone. What lies in the cache from cache_seqlens on is not read. A query that sees
+               nothing has y 0 and lse −inf
     Gradient   none
     Cost       cache_seqlens · K · (D + E) · itemsize bytes: bound by bandwidth where few query heads share a key head
     Errors     ValueError if shapes, devices or options do not fit as above, a tensor requires a gradient, or, on the
