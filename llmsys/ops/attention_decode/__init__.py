@@ -84,7 +84,8 @@ def attention_decode(
     scales = k_scale, v_scale
     dims = q.shape[-1], v_cache.shape[-1]
     cache.check("attention_decode", q, "q", kv_heads, dims, (k_cache, v_cache), scales, cache_seqlens, block_table)
-    _check_options(q, window, softcap, alibi_slopes, sinks)
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    _check_options(q, window, scale, softcap, alibi_slopes, sinks)
     for name, tensor in (("q", q), ("k_cache", k_cache), ("v_cache", v_cache), ("sinks", sinks)):
         if tensor is not None and tensor.requires_grad and torch.is_grad_enabled():
             raise ValueError(
@@ -93,8 +94,6 @@ def attention_decode(
             )
     if alibi_slopes is not None:
         alibi_slopes = alibi_slopes.expand(q.shape[0], -1)
-    if scale is None:
-        scale = 1 / math.sqrt(q.shape[-1])
     left, right = window
     y, lse = OP(
         *(q, k_cache, v_cache, cache_seqlens, block_table, k_scale, v_scale, alibi_slopes, sinks),
@@ -104,15 +103,17 @@ def attention_decode(
 
 
 def _check_options(
-    q: Tensor, window: tuple[int, int], softcap: float, alibi_slopes: Tensor | None, sinks: Tensor | None
+    q: Tensor, window: tuple[int, int], scale: float, softcap: float, alibi_slopes: Tensor | None, sinks: Tensor | None
 ) -> None:
     if len(window) != 2 or not all(isinstance(size, int) and size >= -1 for size in window):
         raise ValueError(
             f"llmsys.attention_decode: window is {window}, expected (left, right) numbers of keys seen before and "
             "after the query's own place, -1 for all"
         )
-    if not softcap >= 0:
+    if not 0 <= softcap < math.inf:
         raise ValueError(f"llmsys.attention_decode: softcap is {softcap}, expected a number above 0, or 0 for none")
+    if not math.isfinite(scale):
+        raise ValueError(f"llmsys.attention_decode: scale is {scale}, expected a finite number")
     batch, heads = q.shape[0], q.shape[2]
     wide = torch.promote_types(q.dtype, torch.float32)
     for name, tensor, shapes in (

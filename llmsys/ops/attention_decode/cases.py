@@ -103,7 +103,7 @@ def _hidden(like: Tensor) -> float:
 
 def _table(lengths: Tensor, blocks: int, block_size: int) -> Tensor:
     """Blocks from the last one down, with one left over; −1 where none is needed."""
-    table = torch.arange(len(lengths) * blocks, 0, -1, dtype=torch.int32).view(-1, blocks)
+    table = torch.arange(len(lengths) * blocks, 0, -1, dtype=torch.int32).view(len(lengths), blocks)
     used = torch.arange(blocks) * block_size < lengths.unsqueeze(1)
     return table.where(used, -1)
 

@@ -13,7 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from llmsys.ops._triton import INTERPRETED, architecture, device_of, load, rounded, store, to_float32
+from llmsys.ops import _triton
+from llmsys.ops._triton import INTERPRETED, device_of, load, rounded, store, to_float32
 from llmsys.ops.attention_decode import cache
 from llmsys.ops.cross_entropy.triton_kernels import sloped_cap
 
@@ -250,7 +251,7 @@ def forward(
     cache_seqlens = cache_seqlens.contiguous()
     block_dim, block_value = (max(triton.next_power_of_2(size), 16) for size in (dim, value_dim))
     kind = "float32" if q.dtype == torch.float32 else "16-bit" if k_scale is None else "int8"
-    block_n, warps = TILES["gfx942" if architecture(q.device) == "gfx942" else "sm_80"][kind][
+    block_n, warps = TILES["gfx942" if _triton.architecture(q.device) == "gfx942" else "sm_80"][kind][
         max(block_dim, block_value) > 128
     ]
     stages = 1 if q.dtype == torch.float32 else 2
