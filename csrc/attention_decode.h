@@ -26,8 +26,7 @@ struct AttentionDecode {
   const float* sinks;            // (heads), or null
   void* y;                       // (batch, tokens, heads, value_dim)
   float* lse;                    // (batch, heads, tokens)
-  float* parts;                  // scratch of attention_decode_part_floats for each split of each sequence and key head
-  int64_t batch, tokens, heads, kv_heads, dim, value_dim, block_size, max_splits;
+  int64_t batch, tokens, heads, kv_heads, dim, value_dim, block_size;
   int64_t q_batch_stride, q_token_stride, q_head_stride;
   int64_t k_block_stride, k_token_stride, k_head_stride;
   int64_t v_block_stride, v_token_stride, v_head_stride;
@@ -39,14 +38,6 @@ struct AttentionDecode {
   bool int8;                          // the cache; else it is of `dtype`, as q and y are
   DType dtype;
 };
-
-// Keys that one item of work goes through: the same whatever the number of threads.
-constexpr int64_t kSplitKeys = 256;
-
-// Floats that a split of one sequence and key head leaves behind, for rows = tokens * heads / kv_heads.
-constexpr int64_t attention_decode_part_floats(int64_t rows, int64_t value_dim) {
-  return rows * (2 + (value_dim + 31) / 32 * 32);
-}
 
 namespace cpu {
 void attention_decode(const AttentionDecode& args);

@@ -163,7 +163,8 @@ def fused_projection(tensor: torch.Tensor) -> torch.Tensor:
     """The middle third of a (B, T, 3, H, K) projection of q, k and v."""
     if tensor.dim() != 4:
         return tensor
-    projected = tensor.new_full((*tensor.shape[:2], 3, *tensor.shape[2:]), float("nan"))
+    gap = float("nan") if tensor.is_floating_point() else torch.iinfo(tensor.dtype).max
+    projected = tensor.new_full((*tensor.shape[:2], 3, *tensor.shape[2:]), gap)
     projected[:, :, 1] = tensor
     return projected[:, :, 1]
 

@@ -5,6 +5,8 @@
 // Scores are summed with several rows side by side in a vector: lane r * L + l holds row r and, of every L items of a
 // head, the l-th. A run of L items of a key, repeated for each row, is one load, and the sums of L keys make one vector
 // of scores.
+//
+// Long because the walk over the cache, the two products and the softmax between them share one block of keys.
 #include "../attention_decode.h"
 
 #include <utility>
@@ -18,8 +20,10 @@
 namespace llmsys::cpu::LLMSYS_ISA {
 namespace {
 
-constexpr int kBlockKeys = 64;  // keys between two looks at the largest score
-constexpr int kMaxDim = 256;    // of a head
+constexpr int64_t kSplitKeys = 256;                // the same whatever the number of threads
+constexpr int64_t kKeptFloats = int64_t(1) << 22;  // of parts, from call to call
+constexpr int kBlockKeys = 64;                     // keys between two looks at the largest score
+constexpr int kMaxDim = 256;                       // of a head
 constexpr int kColumns = 2 * kLanes;
 constexpr int kMaxRows = kLanes / 2 < 8 ? kLanes / 2 : 8;  // that are scored side by side
 constexpr float kInfinity = __builtin_inff();
@@ -27,6 +31,17 @@ constexpr float kInfinity = __builtin_inff();
 LLMSYS_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 LLMSYS_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// What units leave behind: of each sequence, key head and split, for the rows of the head m, the sums, and the values.
+struct Work : AttentionDecode {
+  float* parts;
+  int64_t rows, columns, max_splits;  // of a key head; of values, in whole blocks; of a sequence
+
+  int64_t part_floats() const { return rows * (2 + columns); }
+  float* part(int64_t b, int64_t head, int64_t split) const {
+    return parts + ((b * kv_heads + head) * max_splits + split) * part_floats();
+  }
+};
 
 // ---- which keys ----
 
@@ -36,7 +51,7 @@ struct Span {
 };
 
 // The keys that query `token` sees.
-Span seen_by(const AttentionDecode& args, int64_t b, int64_t token) {
+Span seen_by(const Work& args, int64_t b, int64_t token) {
   const int64_t length = args.cache_seqlens[b], place = length - args.tokens + token;
   const int64_t first = args.window_left < 0 ? 0 : larger(0, place - args.window_left);
   const int64_t end = args.window_right < 0 ? length : smaller(length, place + args.window_right + 1);
@@ -44,7 +59,7 @@ Span seen_by(const AttentionDecode& args, int64_t b, int64_t token) {
 }
 
 // Both ends of what a query sees rise with it.
-Span seen_by_all(const AttentionDecode& args, int64_t b) {
+Span seen_by_all(const Work& args, int64_t b) {
   return {args.cache_seqlens[b], seen_by(args, b, 0).first, seen_by(args, b, args.tokens - 1).end};
 }
 
@@ -67,7 +82,7 @@ struct Step {
 // All of them, unit after unit, in the order in which threads take them.
 class Walk {
  public:
-  explicit Walk(const AttentionDecode& args) : args_(args), heads_(args.kv_heads) {
+  explicit Walk(const Work& args) : args_(args), heads_(args.kv_heads) {
     // Fewer heads at a time where threads would go without work. No bit depends on it.
     for (int64_t d = 1; heads_ > 1 && units() < 4 * max_threads(); ++d)
       if (args.kv_heads % d == 0) heads_ = args.kv_heads / d;
@@ -113,7 +128,7 @@ class Walk {
  private:
   int64_t units_of(const Span& span) const { return (end_split(span) - first_split(span)) * (args_.kv_heads / heads_); }
 
-  const AttentionDecode& args_;
+  const Work& args_;
   int64_t heads_;
 };
 
@@ -130,7 +145,7 @@ struct KeyBlock {
 };
 
 template <class C>
-void find(const AttentionDecode& args, const Step& step, KeyBlock<C>& block) {
+void find(const Work& args, const Step& step, KeyBlock<C>& block) {
   block.count = int(step.count());
   int64_t page = step.key / args.block_size, row = step.key % args.block_size;
   for (int i = 0; i < block.count; page += 1, row = 0) {
@@ -327,14 +342,14 @@ class Worker {
   static constexpr Order kOrder = order_of<C>;
 
  public:
-  Worker(const AttentionDecode& args, int64_t heads)
+  Worker(const Work& args, int64_t heads)
       : args_(args),
         heads_(heads),
         group_(args.heads / args.kv_heads),
-        rows_(args.tokens * group_),
+        rows_(args.rows),
         runs_(ceil_div(rows_, kRows)),
         items_(padded_items<Items>(args.dim)),
-        columns_(ceil_div(args.value_dim, kColumns) * kColumns),
+        columns_(args.columns),
         in_place_(packed_already<Items, C>(args.dim) && items_ % S::kRun == 0) {
     static thread_local Buffer panels, queries;
     panels_ = reinterpret_cast<Panel*>(panels.at_least(heads * runs_ * S::kPanels * int64_t(sizeof(Panel) / 4)));
@@ -400,10 +415,7 @@ class Worker {
   }
 
  private:
-  float* part_of(const Step& step, int64_t head) const {
-    return args_.parts + ((step.b * args_.kv_heads + step.head + head) * args_.max_splits + step.split) *
-                             attention_decode_part_floats(rows_, args_.value_dim);
-  }
+  float* part_of(const Step& step, int64_t head) const { return args_.part(step.b, step.head + head, step.split); }
   float* values_of(const Step& step, int64_t head) const { return part_of(step, head) + 2 * rows_; }
   Panel* panels(int64_t head, int64_t run) const { return panels_ + (head * runs_ + run) * S::kPanels; }
 
@@ -545,7 +557,7 @@ class Worker {
     }
   }
 
-  const AttentionDecode& args_;
+  const Work& args_;
   const int64_t heads_, group_, rows_, runs_, items_, columns_;
   const bool in_place_;
   int64_t first_of_last_ = 0, end_of_first_ = 0;
@@ -559,7 +571,7 @@ class Worker {
 };
 
 template <class Items, class C, int kRows>
-void run_units(const AttentionDecode& args) {
+void run_units(const Work& args) {
   const Walk walk(args);
   parallel_for(walk.units(), 1, [&](int64_t begin, int64_t end) {
     if (begin == end) return;
@@ -596,26 +608,23 @@ LLMSYS_INLINE void store_columns(T* p, Block block, int64_t count) {
 
 // y and lse of one row of one key head, from all splits.
 template <Order kOrder>
-void merge_row(const AttentionDecode& args, int64_t b, int64_t head, int64_t row) {
-  const int64_t group = args.heads / args.kv_heads, rows = args.tokens * group;
-  const int64_t h = head * group + row / args.tokens, t = row % args.tokens;
-  const int64_t columns = ceil_div(args.value_dim, kColumns) * kColumns;
+void merge_row(const Work& args, int64_t b, int64_t head, int64_t row) {
+  const int64_t rows = args.rows, columns = args.columns;
+  const int64_t h = head * (args.heads / args.kv_heads) + row / args.tokens, t = row % args.tokens;
   const Span span = seen_by_all(args, b);
   const int64_t first = first_split(span), end = end_split(span);
-  const int64_t part_floats = attention_decode_part_floats(rows, args.value_dim);
-  float* parts = args.parts + (b * args.kv_heads + head) * args.max_splits * part_floats;
 
   float largest = args.sinks ? args.sinks[h] : -kInfinity;
   for (int64_t split = first; split < end; ++split) {
-    const float m = parts[split * part_floats + row];
+    const float m = args.part(b, head, split)[row];
     largest = m > largest ? m : largest;
   }
   const float shift = finite_or_zero(splat(largest))[0];
   double total = args.sinks ? exp(splat(args.sinks[h] - shift))[0] : 0.0f;
   for (int64_t split = first; split < end; ++split) {
-    float& weight = parts[split * part_floats + row];  // in the place of m
-    weight = exp(splat(weight - shift))[0];
-    total += double(weight) * parts[split * part_floats + rows + row];
+    float* part = args.part(b, head, split);
+    part[row] = exp(splat(part[row] - shift))[0];  // the weight, in the place of m
+    total += double(part[row]) * part[rows + row];
   }
   args.lse[(b * args.heads + h) * args.tokens + t] = float(shift + __builtin_log(total));
   const float inverse = total == 0.0 ? 0.0f : float(1.0 / total);
@@ -625,7 +634,7 @@ void merge_row(const AttentionDecode& args, int64_t b, int64_t head, int64_t row
     for (int64_t column = 0; column < args.value_dim; column += kColumns) {
       Block sum = {};
       for (int64_t split = first; split < end; ++split) {
-        const float* part = parts + split * part_floats;
+        const float* part = args.part(b, head, split);
         const float w = part[row];
         if (w == 0.0f) continue;
         const float* values = part + 2 * rows + row * columns + column;
@@ -637,32 +646,42 @@ void merge_row(const AttentionDecode& args, int64_t b, int64_t head, int64_t row
 }
 
 template <class Items, class C>
-void run(const AttentionDecode& args) {
-  const int64_t rows = args.tokens * (args.heads / args.kv_heads);
-  if (rows > 4 && kMaxRows >= 8)
+void run(const Work& args) {
+  if (args.rows > 4 && kMaxRows >= 8)
     run_units<Items, C, kMaxRows>(args);
-  else if (rows > 2 && kMaxRows >= 4)
+  else if (args.rows > 2 && kMaxRows >= 4)
     run_units<Items, C, (kMaxRows < 4 ? kMaxRows : 4)>(args);
-  else if (rows > 1)
+  else if (args.rows > 1)
     run_units<Items, C, 2>(args);
   else
     run_units<Items, C, 1>(args);
-  const int64_t all = args.batch * args.kv_heads * rows;
-  parallel_for(all, grain_of(args.max_splits * args.value_dim * 4), [&](int64_t begin, int64_t end) {
+  const int64_t all = args.batch * args.kv_heads * args.rows;
+  parallel_for(all, grain_of(args.max_splits * args.columns * 4), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i)
-      merge_row<order_of<C>>(args, i / rows / args.kv_heads, i / rows % args.kv_heads, i % rows);
+      merge_row<order_of<C>>(args, i / args.rows / args.kv_heads, i / args.rows % args.kv_heads, i % args.rows);
   });
 }
 
-}  // namespace
-
-void attention_decode(const AttentionDecode& args) {
-  if (args.batch == 0 || args.tokens == 0) return;
+void run(const Work& args) {
 #if defined(__AVX512BF16__)
   if (args.dtype == DType::bfloat16) return args.int8 ? run<Pairs, int8_t>(args) : run<Pairs, bfloat16>(args);
 #endif
   if (args.int8) return run<Singles, int8_t>(args);
   with_type(args.dtype, [&](auto element) { run<Singles, decltype(element)>(args); });
+}
+
+}  // namespace
+
+void attention_decode(const AttentionDecode& given) {
+  static thread_local Buffer parts;
+  Work args = {given, nullptr, given.tokens * (given.heads / given.kv_heads),
+               ceil_div(given.value_dim, kColumns) * kColumns, 0};
+  if (args.batch == 0 || args.tokens == 0) return;
+  for (int64_t b = 0; b < args.batch; ++b)
+    args.max_splits = larger(args.max_splits, ceil_div(args.cache_seqlens[b], kSplitKeys));
+  args.parts = parts.at_least(args.batch * args.kv_heads * args.max_splits * args.part_floats());
+  run(args);
+  parts.keep_at_most(kKeptFloats);
 }
 
 }  // namespace llmsys::cpu::LLMSYS_ISA

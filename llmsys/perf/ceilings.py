@@ -66,6 +66,16 @@ def copier(num_bytes: int, device: str = "cpu") -> Callable[[], object]:
     return ways.get("copy: native", ways["copy: torch copy_"])
 
 
+def reader(num_bytes: int, num_sets: int, device: str = "cpu") -> Callable[[int], object] | None:
+    """A read of about `num_bytes` from the buffer of this index, of `num_sets`; None without a kernel for it."""
+    cpu = _native_cpu() if device == "cpu" else None
+    if cpu is None:
+        return None
+    num_bytes = max(1, round(num_bytes / NATIVE_BLOCK_BYTES)) * NATIVE_BLOCK_BYTES
+    sources = [torch.ones(num_bytes, dtype=torch.uint8) for _ in range(num_sets)]
+    return lambda index: cpu.memory_traffic(0, sources[index % num_sets].data_ptr(), 0, num_bytes)
+
+
 @cache
 def _bandwidth(device: str) -> Bandwidth:
     num_bytes = max(4 * last_level_cache_bytes(device), 64 << 20) // NATIVE_BLOCK_BYTES * NATIVE_BLOCK_BYTES

@@ -212,6 +212,7 @@ FITTING = {"q": Q, "k_cache": CACHE, "v_cache": CACHE, "cache_seqlens": LENGTHS}
         ),
         ({"window": (-2, 0)}, ValueError, r"window is \(-2, 0\), expected"),
         ({"softcap": -1.0}, ValueError, "softcap is -1.0, expected"),
+        ({"scale": float("inf")}, ValueError, "scale is inf, expected a finite number"),
         ({"sinks": torch.ones(3)}, ValueError, r"sinks has shape \(3,\) on cpu, expected one of \[\(4,\)\]"),
         ({"alibi_slopes": torch.ones(4).int()}, TypeError, "alibi_slopes is torch.int32, expected torch.float32"),
         ({"q": Q.clone().requires_grad_()}, ValueError, "q requires a gradient, expected none"),

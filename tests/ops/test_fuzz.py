@@ -21,7 +21,7 @@ from hypothesis import assume, given, strategies as st
 import llmsys.ops
 from llmsys import _C
 from llmsys.ops._native import instruction_set
-from llmsys.ops._op import ListOp, get, names, use
+from llmsys.ops._op import InPlaceOp, ListOp, get, names, use
 from llmsys.ops._verify import yardstick
 from tests import harness
 from tests.harness import DTYPES, guarded_allocations, same_bits
@@ -48,6 +48,13 @@ def shapes(op: str) -> st.SearchStrategy[tuple[int, ...]]:
         return st.tuples(few, size_or_none, size_or_none, heads, st.integers(3, 130), st.integers(1, 130)).map(
             lambda t: (*t[:3], *t[3], *t[4:])
         )
+    if op == "attention_decode":
+        heads = any_of(((1, 1), (2, 2), (4, 2), (3, 1), (16, 2)))
+        return st.tuples(few, few, size_or_none, heads, st.integers(1, 256), st.integers(1, 256)).map(
+            lambda t: (*t[:3], *t[3], *t[4:])
+        )
+    if op == "append_kv":
+        return st.tuples(few, few, st.integers(0, 20), few, size, size).map(lambda t: (*t[:2], t[1] + t[2], *t[3:]))
     if op == "group_norm":
         channels = any_of((1, 2, 3, 4, 6, 8, 12, 32, 64))
         return st.tuples(few, channels, st.lists(any_of((1, 2, 3, 5, 9, 17)), max_size=2)).map(
@@ -166,6 +173,19 @@ OPTIONS: dict[str, dict] = {
         "packed": flag,
         "block_mask": flag,
     },
+    "attention_decode": {
+        "causal": flag,
+        "window": st.tuples(any_of((-1, 0, 3, 70)), any_of((-1, 0, 2))),
+        "scale": any_of((None, 0.1, -0.3, 0.0)),
+        "spread": any_of((1.0, 5.0)),
+        "softcap": any_of((0.0, 2.0)),
+        "alibi": flag,
+        "sinks": flag,
+        "block_size": any_of((0, 1, 3, 16, 64)),
+        "int8": flag,
+        "full": flag,
+    },
+    "append_kv": {**ROPE, "block_size": any_of((0, 1, 3, 16)), "int8": flag},
     "grad_norm": {"scale": any_of((1e-12, 1.0, 1e12))},
 }
 
@@ -238,7 +258,7 @@ class Case:
 
 @st.composite
 def cases(draw: Callable, op: str, implementations: tuple[str, ...]) -> Case:
-    layouts = WRITABLE if isinstance(get(op), ListOp) else LAYOUTS
+    layouts = WRITABLE if isinstance(get(op), InPlaceOp) else LAYOUTS
     if op == "adamw_8bit":
         layouts = {name: layout for name, layout in layouts.items() if name != "stepped"}  # it takes no gaps
     case = Case(
@@ -386,6 +406,8 @@ def arguments(function: str, shape: tuple, dtype: torch.dtype, options: dict) ->
     )
     if function == "muon":
         values["ns_coefficients"] = tuple(values.pop(name) for name in "abc")
+    if function == "attention_decode":
+        values["window"] = (values.pop("window_left"), values.pop("window_right"))
     if function == "attention":
         values["window"] = (values.pop("window_left"), values.pop("window_right"))
         if values["cu_seqlens_q"] is not None:
@@ -449,10 +471,13 @@ def spoiled(draw: Callable, function: str) -> Spoiled:
 
 
 def answer(function: str, values: dict) -> list[torch.Tensor]:
-    """What a call returns, or what it leaves in its lists."""
+    """What a call returns, or what it leaves in its arguments."""
     with torch.no_grad():
         result = getattr(llmsys.ops, function)(**values)
-    found = [t for value in values.values() if isinstance(value, list) for t in value] if result is None else result
+    found = result
+    if result is None:
+        given = (value if isinstance(value, list) else [value] for value in values.values())
+        found = [value for some in given for value in some if isinstance(value, torch.Tensor)]
     return list(found) if isinstance(found, (list, tuple)) else [found]
 
 

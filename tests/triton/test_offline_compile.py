@@ -17,7 +17,7 @@ pytest.importorskip("triton")
 MAX_REGISTERS = 128
 MAX_SHARED = 48 * 1024  # bytes a CUDA block gets without asking
 # Kernels of matrix products that keep tiles of sums in registers: one or two blocks an SM, with what they ask for.
-TILED = ("attention",)
+TILED = ("attention", "attention_decode")
 TILED_REGISTERS = {"gfx942": 512}  # per thread where no more than four wavefronts run on an SIMD; NVIDIA's limit is 255
 TILED_SHARED = {"sm_80": 99 * 1024, "gfx942": 64 * 1024}  # of the smallest GPU like it; on the others
 HOPPER_SHARED = 227 * 1024

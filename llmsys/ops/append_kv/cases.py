@@ -55,7 +55,7 @@ def inputs(
     if block_size:
         blocks = -(-room // block_size)
         table, places = (
-            torch.arange(batch * blocks, 0, -1, dtype=torch.int32).view(-1, blocks),
+            torch.arange(batch * blocks, 0, -1, dtype=torch.int32).view(len(lengths), blocks),
             (batch * blocks + 1, block_size),
         )
         table = table.to(device)

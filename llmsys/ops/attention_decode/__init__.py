@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from llmsys.ops._op import Impl, Op
+from llmsys.ops._op import Impl, Op, triton
 from llmsys.ops.attention import arguments
 from llmsys.ops.attention_decode import cache, native, reference
 
@@ -17,7 +17,11 @@ OP = Op(
     " Tensor? k_scale=None, Tensor? v_scale=None, Tensor? alibi_slopes=None, Tensor? sinks=None, int window_left=-1,"
     " int window_right=-1, float scale=1.0, float softcap=0.0) -> (Tensor y, Tensor lse)",
     backward=None,
-    implementations=[native.CPU, Impl("reference", reference.forward)],
+    implementations=[
+        native.CPU,
+        triton("llmsys.ops.attention_decode.triton_kernels"),
+        Impl("reference", reference.forward),
+    ],
 )
 
 
@@ -52,9 +56,9 @@ def attention_decode(
                → y (B, T, H, E), contiguous; with return_lse (y, lse), lse (B, H, T) float32 (float64 for float64)
     Dtypes     q float16/bfloat16/float32/float64; caches of q's, or int8 with k_scale and v_scale float32 (float64 for
                float64), (B, S_max, K) or (num_blocks, block_size, K)
-    Numerics   as `llmsys.attention`; but for the reference, the same bits whatever the number of threads, paged or not,
-               and whatever other sequences there are. What lies in the cache from cache_seqlens on is not read. A
-               query that sees nothing has y 0 and lse −inf
+    Numerics   as `llmsys.attention`; on the CPU the same bits whatever the number of threads, paged or not, and with
+               other sequences or alone. What lies in the cache from cache_seqlens on is not read. A query that sees
+               nothing has y 0 and lse −inf
     Gradient   none
     Cost       cache_seqlens · K · (D + E) · itemsize bytes: bound by bandwidth where few query heads share a key head
     Errors     ValueError if shapes, devices or options do not fit as above, a tensor requires a gradient, or, on the
@@ -80,7 +84,8 @@ def attention_decode(
     scales = k_scale, v_scale
     dims = q.shape[-1], v_cache.shape[-1]
     cache.check("attention_decode", q, "q", kv_heads, dims, (k_cache, v_cache), scales, cache_seqlens, block_table)
-    _check_options(q, window, softcap, alibi_slopes, sinks)
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    _check_options(q, window, scale, softcap, alibi_slopes, sinks)
     for name, tensor in (("q", q), ("k_cache", k_cache), ("v_cache", v_cache), ("sinks", sinks)):
         if tensor is not None and tensor.requires_grad and torch.is_grad_enabled():
             raise ValueError(
@@ -89,8 +94,6 @@ def attention_decode(
             )
     if alibi_slopes is not None:
         alibi_slopes = alibi_slopes.expand(q.shape[0], -1)
-    if scale is None:
-        scale = 1 / math.sqrt(q.shape[-1])
     left, right = window
     y, lse = OP(
         *(q, k_cache, v_cache, cache_seqlens, block_table, k_scale, v_scale, alibi_slopes, sinks),
@@ -100,15 +103,17 @@ def attention_decode(
 
 
 def _check_options(
-    q: Tensor, window: tuple[int, int], softcap: float, alibi_slopes: Tensor | None, sinks: Tensor | None
+    q: Tensor, window: tuple[int, int], scale: float, softcap: float, alibi_slopes: Tensor | None, sinks: Tensor | None
 ) -> None:
     if len(window) != 2 or not all(isinstance(size, int) and size >= -1 for size in window):
         raise ValueError(
             f"llmsys.attention_decode: window is {window}, expected (left, right) numbers of keys seen before and "
             "after the query's own place, -1 for all"
         )
-    if not softcap >= 0:
+    if not 0 <= softcap < math.inf:
         raise ValueError(f"llmsys.attention_decode: softcap is {softcap}, expected a number above 0, or 0 for none")
+    if not math.isfinite(scale):
+        raise ValueError(f"llmsys.attention_decode: scale is {scale}, expected a finite number")
     batch, heads = q.shape[0], q.shape[2]
     wide = torch.promote_types(q.dtype, torch.float32)
     for name, tensor, shapes in (

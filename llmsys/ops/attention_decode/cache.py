@@ -90,13 +90,12 @@ def capacity(cache: Tensor, block_table: Tensor | None) -> int:
 
 def check_places(
     op: str, cache: Tensor, cache_seqlens: Tensor, block_table: Tensor | None, *, appended: int | None = None
-) -> int:
+) -> None:
     """The keys that count, or with `appended` the places of so many after them, are inside the cache, and the blocks
-    that hold them listed. Returns the length of the longest sequence; of a GPU, which is not asked, and of tensors
-    without data, what there is room for.
+    that hold them listed. A GPU is not asked, nor a tensor without data.
     """
     if not cache_seqlens.is_cpu or type(cache_seqlens) is not Tensor:
-        return capacity(cache, block_table)
+        return
     lengths, room, added = cache_seqlens.tolist(), capacity(cache, block_table), appended or 0
     if lengths and (min(lengths) < 0 or max(lengths) + added > room):
         raise ValueError(
@@ -104,12 +103,11 @@ def check_places(
             + (f" before {added} more tokens" if added else "")
             + f", expected numbers from 0 to {room - added}, as the cache has room for {room} tokens of a sequence"
         )
-    longest = max(lengths, default=0)
     if block_table is None or block_table.numel() == 0:
-        return longest
+        return
     low, high = (int(bound) for bound in block_table.aminmax())
     if low >= 0 and high < cache.shape[0]:
-        return longest
+        return
     index, size = torch.arange(block_table.shape[1]), cache.shape[1]
     end = cache_seqlens.unsqueeze(1) + added
     used = index * size < end
@@ -123,7 +121,6 @@ def check_places(
             f"{cache.shape[0] - 1}, as it holds tokens {i * size} to {i * size + size - 1} of a sequence that reaches "
             f"to {int(end[b])}"
         )
-    return longest
 
 
 def gathered(cache: Tensor, block_table: Tensor | None) -> Tensor:

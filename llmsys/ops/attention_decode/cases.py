@@ -60,16 +60,19 @@ def inputs(
     sinks: bool = False,
     block_size: int = 0,  # 0: contiguous
     int8: bool = False,
+    full: bool = False,
 ) -> tuple:
     """Forward arguments in schema order; `spread` multiplies q. The first sequence fills its room, the second half of
-    it, the third is empty; what does not count is NaN, and no block of it is listed.
+    it, the third is empty; all fill it if `full`. What does not count is NaN, and no block of it is listed.
     """
     batch, tokens, room, heads, kv_heads, dim, value_dim = shape
     q, k, v, sink, slopes = random(
         *(seed, device, ((batch, tokens, heads, dim), dtype), ((batch, room, kv_heads, dim), dtype)),
         *(((batch, room, kv_heads, value_dim), dtype), ((heads,), torch.float32), ((batch, heads), torch.float32)),
     )
-    lengths = torch.tensor([(room, room // 2, 0, min(room, 1), max(room - 1, 0))[b % 5] for b in range(batch)])
+    lengths = torch.tensor(
+        [(room, room // 2, 0, min(room, 1), max(room - 1, 0))[0 if full else b % 5] for b in range(batch)]
+    )
     counts = (torch.arange(room) < lengths.unsqueeze(1)).to(device)
     cache_seqlens = lengths.to(device, torch.int32)
     scales: tuple[Tensor | None, Tensor | None] = (None, None)
@@ -100,7 +103,7 @@ def _hidden(like: Tensor) -> float:
 
 def _table(lengths: Tensor, blocks: int, block_size: int) -> Tensor:
     """Blocks from the last one down, with one left over; −1 where none is needed."""
-    table = torch.arange(len(lengths) * blocks, 0, -1, dtype=torch.int32).view(-1, blocks)
+    table = torch.arange(len(lengths) * blocks, 0, -1, dtype=torch.int32).view(len(lengths), blocks)
     used = torch.arange(blocks) * block_size < lengths.unsqueeze(1)
     return table.where(used, -1)
 

@@ -10,13 +10,12 @@ from llmsys.ops._native import DTYPES, Kernels
 from llmsys.ops._op import Impl
 from llmsys.ops.attention_decode import cache
 
-SPLIT_KEYS = 256  # csrc/attention_decode.h
 NO_STRIDES = 0, 0, 0  # of what is not there
 
 
 def implementation(kernels: Kernels) -> Impl:
     """Attention to a cache on `kernels`."""
-    launch, part_floats = (kernels.launch(name) for name in ("attention_decode", "attention_decode_part_floats"))
+    launch = kernels.launch("attention_decode")
 
     def forward(
         q: Tensor,
@@ -34,7 +33,7 @@ def implementation(kernels: Kernels) -> Impl:
         softcap: float,
         out: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        longest = cache.check_places("attention_decode", k_cache, cache_seqlens, block_table)
+        cache.check_places("attention_decode", k_cache, cache_seqlens, block_table)
         q, k_cache, v_cache = (with_whole_rows(x) for x in (q, k_cache, v_cache))
         cache_seqlens = cache_seqlens.contiguous()
         if block_table is not None:
@@ -45,8 +44,6 @@ def implementation(kernels: Kernels) -> Impl:
             sinks = sinks.float().contiguous()
         batch, tokens, heads, dim = q.shape
         block_size, kv_heads, value_dim = v_cache.shape[1:]
-        splits = -(-longest // SPLIT_KEYS)
-        parts = torch.empty(batch * kv_heads * splits * part_floats(tokens * heads // kv_heads, value_dim))
         y, lse = out or (
             torch.empty((batch, tokens, heads, value_dim), dtype=q.dtype),
             torch.empty((batch, heads, tokens), dtype=torch.float32),
@@ -54,9 +51,17 @@ def implementation(kernels: Kernels) -> Impl:
         optional = [0 if x is None else x.data_ptr() for x in (block_table, alibi_slopes, sinks)]
         scales = [0 if x is None else x.data_ptr() for x in (k_scale, v_scale)]
         launch(
-            *(q.data_ptr(), k_cache.data_ptr(), v_cache.data_ptr(), *scales, cache_seqlens.data_ptr(), *optional),
-            *(y.data_ptr(), lse.data_ptr(), parts.data_ptr()),
-            *(batch, tokens, heads, kv_heads, dim, value_dim, block_size, splits),
+            *(
+                q.data_ptr(),
+                k_cache.data_ptr(),
+                v_cache.data_ptr(),
+                *scales,
+                cache_seqlens.data_ptr(),
+                *optional,
+                y.data_ptr(),
+                lse.data_ptr(),
+            ),
+            *(batch, tokens, heads, kv_heads, dim, value_dim, block_size),
             *(*q.stride()[:-1], *k_cache.stride()[:-1], *v_cache.stride()[:-1]),
             *(NO_STRIDES if k_scale is None else k_scale.stride()),
             *(NO_STRIDES if v_scale is None else v_scale.stride()),
