@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from llmsys import attention
+from llmsys import attention, env
 from llmsys.ops.attention import OP, cases
 from tests.harness import checks, fused_projection, heads_first, runners, same_bits
 
@@ -194,3 +194,11 @@ CU = torch.tensor([0, 2, 3], dtype=torch.int32)
 def test_bad_input(error, message, args, options):
     with pytest.raises(error, match=re.escape(message)):
         attention(*args, **options)
+
+
+def test_large_on_a_gpu_is_tritons():
+    """Where both can run; small ones, whose launch is most of the time, are the native kernels'."""
+    native = OP.implementations["cuda"]
+    for tokens, slower in ((1024, False), (8192, True)):
+        q = torch.empty(2, tokens, 32, 128, device="meta", dtype=torch.bfloat16)
+        assert (native.slower((q, q, q)) is not None) == (slower and env.has("triton"))

@@ -277,11 +277,11 @@ def forward(
 def _placed(x: Tensor) -> tuple[Tensor, int, int, int]:
     """`x` and the strides of its rows; a copy where rows have gaps."""
     x = x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
-    return (x, *x.stride()[:3])
+    return x, x.stride(0), x.stride(1), x.stride(2)
 
 
 def _scales(scale: Tensor | None) -> tuple[Tensor | None, int, int, int]:
-    return (None, 0, 0, 0) if scale is None else (scale, *scale.stride())
+    return (None, 0, 0, 0) if scale is None else (scale, scale.stride(0), scale.stride(1), scale.stride(2))
 
 
 def _rows(x: Tensor | None) -> tuple[Tensor | None, int]:
