@@ -1,5 +1,7 @@
 // Scores are computed again, a block of keys with a block of queries at a time: five products of matrices. Each element
 // of dq, dk and dv is summed over blocks in their order, whatever the number of threads.
+//
+// Long because the two ways over the blocks, by keys and by queries, and dbias share what a block of scores becomes.
 #include "attention_tile.h"
 #include "buffer.h"
 #include "dispatch.h"

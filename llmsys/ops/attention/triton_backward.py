@@ -2,7 +2,7 @@
 
 A program that has a tile of keys goes over the queries that see them, of every query head of its group, and sums dk and
 dv in registers; one that has a tile of queries goes over keys and sums dq. Each sum has one order.
-Long because three kernels each spell out the arguments that they share: Triton has no other way to take them.
+Over 400 lines, of which 150 are the arguments that three kernels share: Triton has no other way to take them.
 
 Source     Dao 2023, arXiv:2307.08691, algorithm 2
 """
