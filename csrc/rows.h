@@ -2,18 +2,12 @@
 // `outer_stride` further on. Rows at one distance are groups of one.
 #pragma once
 
-#include <cstdint>
-
-#if defined(__CUDACC__)
-#define LLMSYS_ANYWHERE __host__ __device__
-#else
-#define LLMSYS_ANYWHERE
-#endif
+#include "numbers.h"
 
 namespace llmsys {
 
 // Where row `row` starts, in elements.
-LLMSYS_ANYWHERE inline int64_t row_start(int64_t row, int64_t inner, int64_t stride, int64_t outer_stride) {
+LLMSYS_ANYWHERE int64_t row_start(int64_t row, int64_t inner, int64_t stride, int64_t outer_stride) {
   return inner == 1 ? row * outer_stride : row / inner * outer_stride + row % inner * stride;
 }
 

@@ -11,6 +11,7 @@
 
 #include <utility>
 
+#include "../numbers.h"
 #include "buffer.h"
 #include "dispatch.h"
 #include "functions.h"
@@ -26,11 +27,6 @@ constexpr int kBlockKeys = 64;                     // keys between two looks at 
 constexpr int kMaxDim = 256;                       // of a head
 constexpr int kColumns = 2 * kLanes;
 constexpr int kMaxRows = kLanes / 2 < 8 ? kLanes / 2 : 8;  // that are scored side by side
-constexpr float kInfinity = __builtin_inff();
-
-LLMSYS_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-LLMSYS_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // What units leave behind: of each sequence, key head and split, for the rows of the head m, the sums, and the values.
 struct Work : AttentionDecode {

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "../attention.h"
+#include "../numbers.h"
 #include "functions.h"
 #include "gemm_panel.h"
 #include "parallel.h"
@@ -19,13 +20,6 @@ constexpr int64_t kBlockKeys = 224, kBlockRows = 112;
 constexpr int64_t kBlockKeys = 192, kBlockRows = 96;
 #endif
 static_assert(kBlockKeys % kTileCols == 0 && kBlockKeys % kTileRows == 0 && kBlockRows % kTileRows == 0);
-
-constexpr float kInfinity = __builtin_inff();
-
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-constexpr int64_t round_up(int64_t a, int64_t unit) { return ceil_div(a, unit) * unit; }
-LLMSYS_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-LLMSYS_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 // Items of a block's keys, and how far apart rows of them are kept: not a power of two, for the cache's sets.
 template <class Items>

@@ -1,5 +1,6 @@
 #include "gemm.h"
 
+#include "../numbers.h"
 #include "buffer.h"
 #include "dispatch.h"
 #include "gemm_panel.h"
@@ -31,9 +32,6 @@ constexpr int64_t kMaxCols = 2048;
 constexpr int64_t kMaxSums = int64_t(1) << 20;
 
 constexpr int64_t kNearFloats = 1 << 16;
-
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-constexpr int64_t round_up(int64_t a, int64_t unit) { return ceil_div(a, unit) * unit; }
 
 // The size of equal blocks of whole units, none over `most`, that cover `size`.
 int64_t block_of(int64_t size, int64_t most, int64_t unit) {

@@ -17,7 +17,6 @@ namespace llmsys::cuda::attention {
 constexpr int kTileRows = 64, kWarpRows = 16;
 // Used as __launch_bounds__(kThreads, 1): without the 1, ptxas 13.0 saves registers for a third block, and spills.
 constexpr int kThreads = kTileRows / kWarpRows * kWarp;
-constexpr float kInfinity = __builtin_huge_valf();
 constexpr float kLog2e = 1.44269504f;
 
 // ---- tiles ----

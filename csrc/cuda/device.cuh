@@ -15,6 +15,7 @@
 #include <type_traits>
 
 #include "../dtype.h"
+#include "../numbers.h"
 
 // Shared memory is declared with these two alone, so that the simulator sees each access to it.
 #ifndef LLMSYS_SHARED
@@ -107,8 +108,6 @@ constexpr int kWarp = 32;
 constexpr int kVectorBytes = 16;  // the widest access a thread can make
 constexpr int64_t kMaxBlocks = 0x7fffffff;
 constexpr size_t kSharedBytes = 32 << 10;  // that a launch may have without asking: 48 KiB, less what kernels declare
-
-__host__ __device__ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 struct Grid {
   dim3 blocks, threads;
@@ -244,7 +243,7 @@ struct Add {
 };
 
 struct Larger {
-  static constexpr float kNothing = -__builtin_huge_valf();
+  static constexpr float kNothing = -kInfinity;
   __device__ float operator()(float a, float b) const { return fmaxf(a, b); }
 };
 
