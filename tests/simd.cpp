@@ -1,4 +1,4 @@
-// The functions of csrc/cpu/simd.h over arrays, for tests/test_simd.py: compiled once per instruction set.
+// The functions of csrc/cpu/simd over arrays, for tests/test_simd.py: compiled once per instruction set.
 #include "../csrc/cpu/functions.h"
 
 using namespace llmsys::cpu::LLMSYS_ISA;

@@ -80,6 +80,13 @@ def test_csrc_never_sees_torch():
     assert not re.search(r"find_package\(torch|torch_|libtorch", (ROOT / "CMakeLists.txt").read_text(), re.IGNORECASE)
 
 
+def test_intrinsics_are_in_one_place():
+    """Kernels are written once, not once per instruction set."""
+    for path in sorted((ROOT / "csrc").rglob("*.*")):
+        if path.parent != ROOT / "csrc" / "cpu" / "simd":
+            assert not re.search(r"\b_mm\d*_|\b__m\d+|intrin\.h", path.read_text()), path
+
+
 def test_names_of_files():
     for path in FILES:
         assert path.stem not in {"utils", "helpers", "common", "misc"}, f"{path}: a helper lives where its noun lives"
