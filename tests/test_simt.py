@@ -52,6 +52,7 @@ FAULTS = {
     "unwritten_shared_memory": r"reads values\[0\], which nobody has written",
     "shared_out_of_bounds": r"(reads|writes) values\[63\], out of bounds: the array has 63 elements",
     "dynamic_shared_out_of_bounds": r"writes dynamic shared memory\[64\], out of bounds: the array has 64 elements",
+    "too_much_shared_memory": r"declares values, which makes 260 bytes .* the launch's 166656: more than a block has",
     "missing_wait": COPY,
     "missing_commit": COPY,
     "missing_barrier_after_wait": rf"{RACE}|{COPY}",

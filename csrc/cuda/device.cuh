@@ -107,7 +107,6 @@ namespace llmsys::cuda {
 constexpr int kWarp = 32;
 constexpr int kVectorBytes = 16;  // the widest access a thread can make
 constexpr int64_t kMaxBlocks = 0x7fffffff;
-constexpr size_t kSharedBytes = 32 << 10;  // that a launch may have without asking: 48 KiB, less what kernels declare
 
 struct Grid {
   dim3 blocks, threads;
@@ -124,7 +123,7 @@ void launch(const char* name, const Grid& grid, void* stream, void (*kernel)(Par
   config.dynamicSmemBytes = grid.shared_bytes;
   config.stream = static_cast<cudaStream_t>(stream);
   cudaError_t error = cudaSuccess;
-  if (grid.shared_bytes > kSharedBytes)
+  if (grid.shared_bytes > 0)  // without asking, it may have 48 KiB less what the kernel declares
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(grid.shared_bytes));
   if (error == cudaSuccess) error = cudaLaunchKernelEx(&config, kernel, arguments...);
   if (error != cudaSuccess)

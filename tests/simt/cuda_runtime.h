@@ -3,7 +3,7 @@
 // A block runs at a time, its threads in random order, each until it waits for others. What a GPU leaves undefined ends
 // the launch with an error that names the block, the thread and the cause: lanes that call different warp functions, or
 // with different masks, or have exited; a barrier that not all threads reach; races on shared memory, also with copies
-// that nobody has waited for.
+// that nobody has waited for; more shared memory than a block has, what the kernel declares included.
 // Blocks that wait for each other cannot run here. What CUDA has and this header lacks does not compile: add it.
 #pragma once
 

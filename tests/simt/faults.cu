@@ -124,6 +124,16 @@ __global__ void dynamic_shared_out_of_bounds(const int* in, int* out) {
   out[threadIdx.x] = values[kThreads - 1 - threadIdx.x + kMistake];
 }
 
+constexpr size_t kMostSharedBytes = 163 << 10;  // of a block on sm_80
+
+template <bool kMistake>
+__global__ void too_much_shared_memory(const int* in, int* out) {
+  LLMSYS_SHARED(int, values, kThreads + kMistake);
+  values[threadIdx.x] = in[threadIdx.x];
+  __syncthreads();
+  out[threadIdx.x] = values[kThreads - 1 - threadIdx.x];
+}
+
 template <bool kMistake>
 __global__ void missing_wait(const int* in, int* out) {
   LLMSYS_SHARED(int, values, kThreads);
@@ -205,6 +215,7 @@ __global__ void unaligned_vector(const int* in, int* out) {
 struct Fault {
   const char* name;
   Kernel right, wrong;
+  size_t shared_bytes = kThreads * sizeof(int);
 };
 
 #define FAULT(kernel) {#kernel, kernel<false>, kernel<true>}
@@ -221,6 +232,8 @@ constexpr Fault kFaults[] = {FAULT(missing_barrier),
                              FAULT(unwritten_shared_memory),
                              FAULT(shared_out_of_bounds),
                              FAULT(dynamic_shared_out_of_bounds),
+                             {"too_much_shared_memory", too_much_shared_memory<false>, too_much_shared_memory<true>,
+                              kMostSharedBytes - kThreads * sizeof(int)},
                              FAULT(missing_wait),
                              FAULT(missing_commit),
                              FAULT(missing_barrier_after_wait),
@@ -238,7 +251,7 @@ int main(int, char** arguments) {
     std::unique_ptr<int[]> in(new int[kThreads]), out(new int[kThreads]());
     for (int i = 0; i < kThreads; ++i) in[i] = 100 + i;
     try {
-      llmsys::cuda::launch(fault.name, {dim3(1), dim3(kThreads), kThreads * sizeof(int)}, nullptr,
+      llmsys::cuda::launch(fault.name, {dim3(1), dim3(kThreads), fault.shared_bytes}, nullptr,
                            mistake ? fault.wrong : fault.right, in.get(), out.get());
     } catch (const std::runtime_error& error) {
       std::puts(error.what());

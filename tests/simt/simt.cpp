@@ -22,7 +22,20 @@ namespace simt {
 namespace {
 
 constexpr int kWarp = 32;
-constexpr int kSharedBytes = 48 << 10, kMostSharedBytes = 163 << 10;  // without asking, and with, on sm_80
+constexpr size_t kSharedBytes = 48 << 10,
+                 kMostSharedBytes = 163 << 10;  // of a block: without asking, and on sm_80 with
+
+struct Kernel {
+  size_t asked_bytes = 0, dynamic_bytes = 0;     // of dynamic shared memory: asked for, and of the last launch
+  std::map<const void*, SharedMemory> declared;  // by key: the arrays that a thread has come to, in any launch
+  size_t declared_bytes = 0;
+
+  // Whether a block may have that much dynamic shared memory beside what is declared.
+  bool has_room(size_t bytes) const {
+    return declared_bytes <= kSharedBytes &&
+           declared_bytes + bytes <= (asked_bytes > 0 ? kMostSharedBytes : kSharedBytes);
+  }
+};
 
 struct Copy {  // asynchronous, to shared memory
   SharedMemory* to;
@@ -70,8 +83,8 @@ std::exception_ptr failure;
 // Intervals between barriers are counted over all blocks and launches, so that no memory of an earlier one is mistaken.
 uint64_t interval = 0, first_interval_of_block = 0;
 
-std::map<const void*, int> allowed_shared_bytes;  // by kernel
-std::vector<std::pair<const void*, std::unique_ptr<SharedMemory>>> shared_arrays;
+std::map<const void*, Kernel> kernels;
+Kernel* running = nullptr;
 std::unique_ptr<SharedMemory> dynamic_shared;
 
 std::string name_of(const uint3& index) {
@@ -186,13 +199,12 @@ void run_block() {
   }
 }
 
-bool valid(const cudaLaunchConfig_t& config, const void* kernel) {
+bool valid(const cudaLaunchConfig_t& config, const Kernel& kernel) {
   const dim3 &grid = config.gridDim, &block = config.blockDim;
   const uint64_t block_threads = uint64_t(block.x) * block.y * block.z;
-  const auto allowed = allowed_shared_bytes.find(kernel);
-  const size_t shared_bytes = allowed == allowed_shared_bytes.end() ? kSharedBytes : allowed->second;
   return grid.x > 0 && grid.x <= 0x7fffffff && grid.y > 0 && grid.y <= 65535 && grid.z > 0 && grid.z <= 65535 &&
-         block_threads > 0 && block_threads <= 1024 && block.z <= 64 && config.dynamicSmemBytes <= shared_bytes;
+         block_threads > 0 && block_threads <= 1024 && block.z <= 64 && kernel.has_room(config.dynamicSmemBytes) &&
+         (kernel.asked_bytes == 0 || config.dynamicSmemBytes <= kernel.asked_bytes);
 }
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -205,14 +217,16 @@ void name_thread(const char*) {
 
 cudaError_t allow_shared_memory(const void* kernel, int bytes) {
   std::lock_guard<std::mutex> lock(one_launch);
-  if (bytes < 0 || bytes > kMostSharedBytes) return cudaErrorInvalidValue;
-  allowed_shared_bytes[kernel] = bytes;
+  Kernel& asking = kernels[kernel];
+  if (bytes < 0 || asking.declared_bytes + bytes > kMostSharedBytes) return cudaErrorInvalidValue;
+  asking.asked_bytes = bytes;
   return cudaSuccess;
 }
 
 cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, const std::function<void()>& thread) {
   std::lock_guard<std::mutex> lock(one_launch);
-  if (!valid(config, kernel)) return cudaErrorInvalidConfiguration;
+  running = &kernels[kernel];
+  if (!valid(config, *running)) return cudaErrorInvalidConfiguration;
 #if defined(__SANITIZE_ADDRESS__)
   __asan_set_error_report_callback(name_thread);
 #endif
@@ -221,6 +235,7 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, const s
   num_threads = int(blockDim.x * blockDim.y * blockDim.z);
   while (int(threads.size()) < num_threads) threads.push_back(std::make_unique<Thread>());
   thread_body = &thread;
+  running->dynamic_bytes = config.dynamicSmemBytes;
   dynamic_shared = std::make_unique<SharedMemory>("dynamic shared memory", config.dynamicSmemBytes);
   random_order.seed(seed);
   std::vector<uint64_t> blocks(uint64_t(gridDim.x) * gridDim.y * gridDim.z);
@@ -331,9 +346,13 @@ void wait_for_copies(const Site& site, int newest) {
 }
 
 SharedMemory& shared_memory(const void* key, const char* name, size_t bytes) {
-  for (auto& [known, memory] : shared_arrays)
-    if (known == key) return *memory;
-  return *shared_arrays.emplace_back(key, std::make_unique<SharedMemory>(name, bytes)).second;
+  const auto [array, added] = running->declared.try_emplace(key, name, bytes);
+  if (added) running->declared_bytes += bytes;
+  if (!running->has_room(running->dynamic_bytes))
+    fault(std::string("declares ") + name + ", which makes " + std::to_string(running->declared_bytes) +
+          " bytes of shared memory beside the launch's " + std::to_string(running->dynamic_bytes) +
+          ": more than a block has");
+  return array->second;
 }
 
 SharedMemory& dynamic_shared_memory() { return *dynamic_shared; }
