@@ -224,6 +224,20 @@ struct Query {
   __device__ bool sees(int s) const { return s >= first && s < end; }
 };
 
+// The random words of four keys of a query: s and its neighbours up to multiples of 4.
+__device__ inline uint4 random_words(const Attention& args, int b, int h, int t, int s) {
+  const uint64_t row = (uint64_t(b) * args.heads + h) * args.queries + t;
+  return philox(uint64_t(args.seed), row * uint64_t(ceil_div(args.keys, 4)) + unsigned(s) / 4);
+}
+
+// Of two lanes kApart from each other: gives the lower one's `high` for the upper one's `low`.
+template <int kApart>
+__device__ void exchange(unsigned& low, unsigned& high) {
+  const bool upper = threadIdx.x & kApart;
+  const unsigned given = __shfl_xor_sync(0xffffffffu, upper ? low : high, kApart);
+  (upper ? low : high) = given;
+}
+
 // The queries and keys of a thread's elements of a product with queries as rows: element i of the 8 columns from 8 * n
 // on. (b, h) is the head.
 struct QueryRows {
@@ -235,6 +249,14 @@ struct QueryRows {
       : b(b), h(h), queries{{args, first_row}, {args, first_row + 8}}, first_key(0) {}
   __device__ const Query& query(int, int i) const { return queries[i / 2]; }
   __device__ int key(int n, int i) const { return first_key + n * 8 + i % 2; }
+
+  // The random words of the four elements. Two lanes have four keys of two queries: each makes those of one query.
+  __device__ uint4 words(const Attention& args, int n) const {
+    uint4 words = random_words(args, b, h, threadIdx.x % 2 ? queries[1].t : queries[0].t, key(n, 0));
+    exchange<1>(words.x, words.z);
+    exchange<1>(words.y, words.w);
+    return words;
+  }
 };
 
 template <int kTiles, class Visit>
@@ -287,15 +309,13 @@ __device__ void change_scores(const Attention& args, const Where& where, float (
   }
 }
 
-// What a probability is multiplied by.
+// What the probabilities of a thread's four elements are multiplied by. By whole warps.
 template <class Where>
-__device__ float kept(const Attention& args, const Where& where, int n, int i) {
-  if (args.threshold == 0) return 1.0f;
-  const uint64_t row = (uint64_t(where.b) * args.heads + where.h) * args.queries + where.query(n, i).t;
-  const unsigned s = where.key(n, i);
-  const uint4 words = philox(uint64_t(args.seed), row * uint64_t(ceil_div(args.keys, 4)) + s / 4);
-  const uint32_t word = s % 4 < 2 ? (s % 2 ? words.y : words.x) : (s % 2 ? words.w : words.z);
-  return word >= args.threshold ? args.kept_scale : 0.0f;
+__device__ Vector<float, 4> kept(const Attention& args, const Where& where, int n) {
+  if (args.threshold == 0) return {{1.0f, 1.0f, 1.0f, 1.0f}};
+  const uint4 words = where.words(args, n);
+  auto factor = [&](unsigned word) { return word >= args.threshold ? args.kept_scale : 0.0f; };
+  return {{factor(words.x), factor(words.y), factor(words.z), factor(words.w)}};
 }
 
 // ---- launches ----

@@ -25,11 +25,15 @@ __device__ void differentiate(const Attention& args, const Where& where, float (
                               float (&dp)[kTiles][4]) {
   float slopes[kTiles][4];
   change_scores(args, where, p, kBias ? nullptr : slopes);
-  for_each(p, [&](float& value, int n, int i) {
-    const float whole = exp2_flushed((value - where.lse(n, i)) * kLog2e), factor = kept(args, where, n, i);
-    value = whole * factor;
-    dp[n][i] = whole * (dp[n][i] * factor - where.delta(n, i));
-  });
+#pragma unroll
+  for (int n = 0; n < kTiles; ++n) {
+    const Vector<float, 4> factors = kept(args, where, n);
+    for (int i = 0; i < 4; ++i) {
+      const float whole = exp2_flushed((p[n][i] - where.lse(n, i)) * kLog2e);
+      p[n][i] = whole * factors[i];
+      dp[n][i] = whole * (dp[n][i] * factors[i] - where.delta(n, i));
+    }
+  }
   if (!kBias && args.softcap != 0) for_each(dp, [&](float& value, int n, int i) { value *= slopes[n][i]; });
 }
 
@@ -70,10 +74,22 @@ struct KnownKeyRows {
   int b, h, first_query, column, first_key;
   Shared<float> all_lse, all_delta;
 
-  __device__ Query query(int n, int i) const { return {args, first_query + n * 8 + column + i % 2}; }
+  __device__ int place(int n, int i) const { return n * 8 + column + i % 2; }  // in the tile
+  __device__ Query query(int n, int i) const { return {args, first_query + place(n, i)}; }
   __device__ int key(int, int i) const { return first_key + i / 2 * 8; }
-  __device__ float lse(int n, int i) const { return finite_lse(all_lse[n * 8 + column + i % 2]); }
-  __device__ float delta(int n, int i) const { return all_delta[n * 8 + column + i % 2]; }
+  __device__ float lse(int n, int i) const { return finite_lse(all_lse[place(n, i)]); }
+  __device__ float delta(int n, int i) const { return all_delta[place(n, i)]; }
+
+  // The random words of the four elements. Four lanes have the four keys of each: each lane makes those of one.
+  __device__ uint4 words(const Attention& args, int n) const {
+    const int i = threadIdx.x / 4 % 4;
+    uint4 words = random_words(args, b, h, first_query + place(n, i), key(n, i));
+    exchange<4>(words.x, words.y);
+    exchange<4>(words.z, words.w);
+    exchange<8>(words.x, words.z);
+    exchange<8>(words.y, words.w);
+    return words;
+  }
 };
 
 // ---- delta ----

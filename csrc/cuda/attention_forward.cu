@@ -105,8 +105,15 @@ __global__ void __launch_bounds__(kThreads, 1) forward_kernel(const __grid_const
         for (int i = half * 2; i < half * 2 + 2; ++i) {
           const float p = exp2_flushed((scores[n][i] - from) * factor);  // 1, exactly, for the highest
           total[half] += p;
-          scores[n][i] = kPlain ? p : p * kept(args, where, n, i);
+          scores[n][i] = p;
         }
+    }
+    if constexpr (!kPlain) {
+#pragma unroll
+      for (int n = 0; n < kKeys / 8; ++n) {
+        const Vector<float, 4> factors = kept(args, where, n);
+        for (int i = 0; i < 4; ++i) scores[n][i] *= factors[i];
+      }
     }
     multiply_columns(scores, value_tile, 0, sums);
     tile = following;
