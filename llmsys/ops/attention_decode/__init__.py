@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from llmsys.ops._op import Impl, Op, triton
-from llmsys.ops.attention import arguments
+from llmsys.ops.attention.arguments import MAX_HEAD_DIM
 from llmsys.ops.attention_decode import cache, native, reference
 
 OP = Op(
@@ -77,9 +77,9 @@ def attention_decode(
             f"llmsys.attention_decode: q has {heads} heads and k_cache {kv_heads}, expected a multiple of those"
         )
     for name, dim in (("D", q.shape[-1]), ("E", v_cache.shape[-1])):
-        if not 0 < dim <= arguments.MAX_HEAD_DIM:
+        if not 0 < dim <= MAX_HEAD_DIM:
             raise ValueError(
-                f"llmsys.attention_decode: head dim {name} is {dim}, expected one from 1 to {arguments.MAX_HEAD_DIM}"
+                f"llmsys.attention_decode: head dim {name} is {dim}, expected one from 1 to {MAX_HEAD_DIM}"
             )
     scales = k_scale, v_scale
     dims = q.shape[-1], v_cache.shape[-1]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from llmsys.ops._cases import random
 from llmsys.ops.append_kv.reference import quantise
+from llmsys.ops.attention_decode.arguments import Arguments
 
 # A shape is (B, T, S, H, K, D, E): sequences, new tokens, room for keys, query heads, key heads, head dims of q and k,
 # and of v.
@@ -122,22 +123,22 @@ def _paged(x: Tensor, table: Tensor, block_size: int) -> Tensor:
 
 def traffic(direction: str, *args: object) -> int:
     """Bytes that must move: the keys and values that count and their scales, and q in, y out."""
-    q, k_cache, v_cache, cache_seqlens, table, k_scale, *_ = args
-    assert isinstance(q, Tensor) and isinstance(k_cache, Tensor) and isinstance(v_cache, Tensor)
-    dims = q.shape[-1] + v_cache.shape[-1]
-    row = dims * k_cache.element_size() + (0 if k_scale is None else 8)
-    return _keys(*args) * k_cache.shape[2] * row + q.shape[:-1].numel() * dims * q.element_size()
+    given = Arguments(*args)  # type: ignore[arg-type]
+    q, k_cache = given.q, given.k_cache
+    dims = q.shape[-1] + given.v_cache.shape[-1]
+    row = dims * k_cache.element_size() + (0 if given.k_scale is None else 8)
+    return _keys(given) * k_cache.shape[2] * row + q.shape[:-1].numel() * dims * q.element_size()
 
 
 def flops(direction: str, *args: object) -> int:
     """A product and a sum for each query, key and element, with q and with v."""
-    q, v_cache = args[0], args[2]
-    assert isinstance(q, Tensor) and isinstance(v_cache, Tensor)
-    return 2 * _keys(*args) * q.shape[1] * q.shape[2] * (q.shape[-1] + v_cache.shape[-1])
+    given = Arguments(*args)  # type: ignore[arg-type]
+    q = given.q
+    return 2 * _keys(given) * q.shape[1] * q.shape[2] * (q.shape[-1] + given.v_cache.shape[-1])
 
 
-def _keys(*args: object) -> int:
+def _keys(given: Arguments) -> int:
     """Of all sequences; masks and windows are not counted."""
-    k_cache, cache_seqlens = args[1], args[3]
-    assert isinstance(k_cache, Tensor) and isinstance(cache_seqlens, Tensor)
-    return k_cache.shape[:2].numel() if cache_seqlens.device.type == "meta" else int(cache_seqlens.sum())
+    if given.cache_seqlens.device.type == "meta":
+        return given.k_cache.shape[:2].numel()
+    return int(given.cache_seqlens.sum())

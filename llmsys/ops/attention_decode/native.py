@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,7 @@ from llmsys.ops import _native
 from llmsys.ops._native import DTYPES, Kernels
 from llmsys.ops._op import Impl
 from llmsys.ops.attention_decode import cache
+from llmsys.ops.attention_decode.arguments import Arguments
 
 NO_STRIDES = 0, 0, 0  # of what is not there
 
@@ -17,25 +20,12 @@ def implementation(kernels: Kernels) -> Impl:
     """Attention to a cache on `kernels`."""
     launch = kernels.launch("attention_decode")
 
-    def forward(
-        q: Tensor,
-        k_cache: Tensor,
-        v_cache: Tensor,
-        cache_seqlens: Tensor,
-        block_table: Tensor | None,
-        k_scale: Tensor | None,
-        v_scale: Tensor | None,
-        alibi_slopes: Tensor | None,
-        sinks: Tensor | None,
-        window_left: int,
-        window_right: int,
-        scale: float,
-        softcap: float,
-        out: tuple[Tensor, Tensor] | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        cache.check_places("attention_decode", k_cache, cache_seqlens, block_table)
-        q, k_cache, v_cache = (with_whole_rows(x) for x in (q, k_cache, v_cache))
-        cache_seqlens = cache_seqlens.contiguous()
+    def forward(*args: Any, out: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        given = Arguments(*args)
+        cache.check_places("attention_decode", given.k_cache, given.cache_seqlens, given.block_table)
+        q, k_cache, v_cache = (with_whole_rows(x) for x in given[:3])
+        cache_seqlens, k_scale, v_scale = given.cache_seqlens.contiguous(), given.k_scale, given.v_scale
+        block_table, alibi_slopes, sinks = given.block_table, given.alibi_slopes, given.sinks
         if block_table is not None:
             block_table = with_whole_rows(block_table)
         if alibi_slopes is not None:
@@ -69,7 +59,7 @@ def implementation(kernels: Kernels) -> Impl:
                 0 if block_table is None else block_table.stride(0),
                 0 if alibi_slopes is None else alibi_slopes.stride(0),
             ),
-            *(window_left, window_right, scale, softcap, k_scale is not None, DTYPES[q.dtype]),
+            *(given.window_left, given.window_right, given.scale, given.softcap, k_scale is not None, DTYPES[q.dtype]),
         )
         return y, lse
 

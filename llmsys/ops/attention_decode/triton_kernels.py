@@ -7,6 +7,7 @@ Dao et al. 2023, crfm.stanford.edu/2023/10/12/flashdecoding.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import triton
@@ -16,6 +17,7 @@ from torch import Tensor
 from llmsys.ops import _triton
 from llmsys.ops._triton import INTERPRETED, device_of, load, rounded, store, to_float32
 from llmsys.ops.attention_decode import cache
+from llmsys.ops.attention_decode.arguments import Arguments
 from llmsys.ops.cross_entropy.triton_kernels import sloped_cap
 
 LOG2_E = tl.constexpr(math.log2(math.e))
@@ -217,23 +219,10 @@ def merge_kernel(
     tl.store(lse_ptr + (b * heads + head) * tokens + token, lse)
 
 
-def forward(
-    q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    cache_seqlens: Tensor,
-    block_table: Tensor | None,
-    k_scale: Tensor | None,
-    v_scale: Tensor | None,
-    alibi_slopes: Tensor | None,
-    sinks: Tensor | None,
-    window_left: int,
-    window_right: int,
-    scale: float,
-    softcap: float,
-    out: tuple[Tensor, Tensor] | None = None,
-) -> tuple[Tensor, Tensor]:
+def forward(*args: Any, out: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
     """(y, lse): see `llmsys.attention_decode`."""
+    given = Arguments(*args)
+    q, k_cache, v_cache, cache_seqlens, block_table, k_scale, v_scale, alibi_slopes, sinks = given[:9]
     cache.check_places("attention_decode", k_cache, cache_seqlens, block_table)
     batch, tokens, heads, dim = q.shape
     page_size, kv_heads, value_dim = v_cache.shape[1:]
@@ -261,14 +250,15 @@ def forward(
         split_kernel[(triton.cdiv(rows, BLOCK_ROWS) * kv_heads * splits * batch,)](
             *(*_placed(q), *_placed(k_cache), *_placed(v_cache), *_scales(k_scale), *_scales(v_scale)),
             *(cache_seqlens, table, table_stride, alibi, alibi_stride, parts, values),
-            *(page_size, kv_heads, tokens, rows, splits, window_left, window_right, scale),
-            *(softcap, split, dim, value_dim, block_dim, block_value, BLOCK_ROWS, block_n),
+            *(page_size, kv_heads, tokens, rows, splits, given.window_left, given.window_right, given.scale),
+            *(given.softcap, split, dim, value_dim, block_dim, block_value, BLOCK_ROWS, block_n),
             num_warps=warps,
             num_stages=stages,
         )
         merge_kernel[(batch * heads * tokens,)](
             *(parts, values, None if sinks is None else sinks.contiguous(), cache_seqlens, y, lse),
-            *(heads, kv_heads, tokens, splits, window_left, window_right, split, value_dim, block_value, MERGED),
+            *(heads, kv_heads, tokens, splits, given.window_left, given.window_right),
+            *(split, value_dim, block_value, MERGED),
             num_warps=4,
         )
     return y, lse
