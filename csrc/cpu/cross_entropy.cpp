@@ -97,7 +97,7 @@ BlockSum sum_block(const Row<T, kCapped>& row, int64_t begin, int64_t end, float
         odd = multiply_add(second.mantissa, second.scale, odd);
       },
       [&](int64_t d, int count) {
-        F32 z = first_lanes(count, row.z(load(row.x + begin + d, count)), -__builtin_inff());
+        F32 z = first_lanes(count, row.z(load(row.x + begin + d, count)), -kInfinity);
         auto last = exp(z);
         even = multiply_add(last.mantissa, last.scale, even);
       });

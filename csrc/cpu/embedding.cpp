@@ -96,10 +96,10 @@ void backward(const EmbeddingBackward& args) {
   sort_positions(args);
   // A thread's share is of rows written and rows read alike, and a frequent id is shared out by columns: which thread
   // sums an element changes with their number, the order of its sum does not.
-  const int64_t units = args.rows + args.count, tiles = (args.dim + kTile - 1) / kTile;
+  const int64_t units = args.rows + args.count, tiles = ceil_div(args.dim, kTile);
   parallel_for(tiles * units, grain_of(args.dim * int64_t(sizeof(T))), [&](int64_t begin, int64_t end) {
     for (int64_t tile = begin / units; tile * units < end; ++tile) {
-      const int64_t column = tile * kTile, size = args.dim - column < kTile ? args.dim - column : kTile;
+      const int64_t column = tile * kTile, size = smaller(args.dim - column, kTile);
       const int64_t first = first_id(args, begin - tile * units), last = first_id(args, end - tile * units);
       for (int64_t id = first; id < last; ++id) {
         const int64_t* positions = args.order + args.starts[id];

@@ -24,14 +24,14 @@ void grad_norm(const GradNorm& args) {
   constexpr int64_t kChunkBytes = kGradNormChunk * sizeof(float);
   const TensorList<GradNormTensor> list(args.tensors, args.num_tensors, kGradNormChunk);
   const Scratch<double> sums(list.units());
-  list.for_each_run(
-      grain_of(kChunkBytes), [&](const GradNormTensor& tensor, int64_t begin, int64_t end, int64_t chunk) {
-        with_type(tensor.dtype, [&](auto element) {
-          const auto* data = static_cast<const decltype(element)*>(tensor.data);
-          for (int64_t at = begin; at < end; at += kGradNormChunk)
-            sums[chunk++] = sum_of_squares(data + at, end - at < kGradNormChunk ? end - at : kGradNormChunk);
-        });
-      });
+  list.for_each_run(grain_of(kChunkBytes),
+                    [&](const GradNormTensor& tensor, int64_t begin, int64_t end, int64_t chunk) {
+                      with_type(tensor.dtype, [&](auto element) {
+                        const auto* data = static_cast<const decltype(element)*>(tensor.data);
+                        for (int64_t at = begin; at < end; at += kGradNormChunk)
+                          sums[chunk++] = sum_of_squares(data + at, smaller(end - at, kGradNormChunk));
+                      });
+                    });
   double total = 0;
   for (int64_t i = 0; i < list.units(); ++i) total += sums[i];
   *args.norm = float(__builtin_sqrt(total));

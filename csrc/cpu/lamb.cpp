@@ -71,7 +71,7 @@ void find_steps(const Lamb& args, const Direction& direction, float* steps) {
                         [&](const LambTensor& tensor, int64_t begin, int64_t end, int64_t chunk) {
                           for (int64_t at = begin; at < end; at += kChunk)
                             squares[chunk++] = update_chunk<kFromGrad, decltype(p), decltype(g)>(
-                                direction, tensor, at, end - at < kChunk ? end - at : kChunk);
+                                direction, tensor, at, smaller(end - at, kChunk));
                         });
     });
   });

@@ -51,25 +51,24 @@ void backward_of_activation(const LinearBackward& args) {
 template <class T>
 void sum_rows(const T* dz, int64_t row_stride, int64_t rows, int64_t cols, T* dbias) {
   constexpr int64_t kRun = 16;
-  parallel_for((cols + kLanes - 1) / kLanes, grain_of(rows * kLanes * int64_t(sizeof(T))),
-               [&](int64_t begin, int64_t end) {
-                 for (int64_t col = begin * kLanes; col < end * kLanes && col < cols; col += kLanes) {
-                   const int count = cols - col < kLanes ? int(cols - col) : kLanes;
-                   F32 total = {}, runs = {}, run = {};
-                   for (int64_t row = 0; row < rows; ++row) {
-                     run = run + load_some(dz + row * row_stride + col, count);
-                     if (row % kRun == kRun - 1) {
-                       runs = runs + run;
-                       run = F32{};
-                     }
-                     if (row % (kRun * kRun) == kRun * kRun - 1) {
-                       total = total + runs;
-                       runs = F32{};
-                     }
-                   }
-                   store_some(dbias + col, total + (runs + run), count);
-                 }
-               });
+  parallel_for(ceil_div(cols, kLanes), grain_of(rows * kLanes * int64_t(sizeof(T))), [&](int64_t begin, int64_t end) {
+    for (int64_t col = begin * kLanes; col < end * kLanes && col < cols; col += kLanes) {
+      const int count = cols - col < kLanes ? int(cols - col) : kLanes;
+      F32 total = {}, runs = {}, run = {};
+      for (int64_t row = 0; row < rows; ++row) {
+        run = run + load_some(dz + row * row_stride + col, count);
+        if (row % kRun == kRun - 1) {
+          runs = runs + run;
+          run = F32{};
+        }
+        if (row % (kRun * kRun) == kRun * kRun - 1) {
+          total = total + runs;
+          runs = F32{};
+        }
+      }
+      store_some(dbias + col, total + (runs + run), count);
+    }
+  });
 }
 
 }  // namespace

@@ -4,6 +4,8 @@
 #include <atomic>
 #include <cstdint>
 
+#include "../numbers.h"
+
 #if defined(_OPENMP)
 #include <omp.h>
 #endif
@@ -15,10 +17,7 @@ template <class Body>
 void parallel_for(int64_t size, int64_t grain, Body body) {
 #if defined(_OPENMP)
   int64_t threads = omp_in_parallel() ? 1 : omp_get_max_threads();
-  if (threads > 1 && grain > 0) {
-    int64_t useful = (size + grain - 1) / grain;
-    if (useful < threads) threads = useful;
-  }
+  if (threads > 1 && grain > 0) threads = smaller(threads, ceil_div(size, grain));
   if (threads > 1) {
 #pragma omp parallel num_threads(int(threads))
     {
@@ -38,8 +37,7 @@ void parallel_each(int64_t size, int64_t most, Body body) {
 #if defined(_OPENMP)
   std::atomic<int64_t> next{0};
   int64_t threads = omp_in_parallel() ? 1 : omp_get_max_threads();
-  if (most < threads) threads = most;
-  if (size < threads) threads = size;
+  threads = smaller(smaller(most, size), threads);
   if (threads > 1) {
 #pragma omp parallel num_threads(int(threads))
     for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < size;) body(i);
@@ -52,7 +50,7 @@ void parallel_each(int64_t size, int64_t most, Body body) {
 // Items of `item_bytes` that make a thread's while: waking one costs a few microseconds, about 32 KiB of traffic.
 inline int64_t grain_of(int64_t item_bytes) {
   int64_t grain = (int64_t(32) << 10) / (item_bytes > 0 ? item_bytes : 1);
-  return grain > 1 ? grain : 1;
+  return larger(grain, 1);
 }
 
 }  // namespace llmsys::cpu::LLMSYS_ISA

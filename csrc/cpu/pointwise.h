@@ -35,12 +35,12 @@ void for_each_span(int64_t rows, int64_t dim, bool contiguous, int64_t arrays, S
   }
   // Runs start on whole vectors, so that aligned arrays stay aligned.
   constexpr int64_t kRun = 4096;
-  const int64_t runs = (dim + kRun - 1) / kRun;
-  parallel_for(rows * runs, grain_of(arrays * (dim < kRun ? dim : kRun) * int64_t(sizeof(T))),
+  const int64_t runs = ceil_div(dim, kRun);
+  parallel_for(rows * runs, grain_of(arrays * smaller(dim, kRun) * int64_t(sizeof(T))),
                [&](int64_t begin, int64_t end) {
                  for (int64_t i = begin; i < end; ++i) {
                    int64_t offset = i % runs * kRun;
-                   span(i / runs, offset, dim - offset < kRun ? dim - offset : kRun);
+                   span(i / runs, offset, smaller(dim - offset, kRun));
                  }
                  stream_fence();
                });

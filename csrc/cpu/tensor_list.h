@@ -25,7 +25,7 @@ class TensorList {
   TensorList(const Tensor* tensors, int64_t num_tensors, int64_t unit)
       : tensors_(tensors), unit_(unit), starts_(num_tensors + 1), num_tensors_(num_tensors) {
     starts_[0] = 0;
-    for (int64_t i = 0; i < num_tensors; ++i) starts_[i + 1] = starts_[i] + (tensors[i].numel + unit - 1) / unit;
+    for (int64_t i = 0; i < num_tensors; ++i) starts_[i + 1] = starts_[i] + ceil_div(tensors[i].numel, unit);
   }
 
   int64_t units() const { return starts_[num_tensors_]; }
@@ -38,7 +38,7 @@ class TensorList {
       for (int64_t i = tensor_of(begin), unit = begin; unit < end; unit = starts_[++i]) {
         if (starts_[i] == starts_[i + 1]) continue;
         const int64_t last = (end - starts_[i]) * unit_, numel = tensors_[i].numel;
-        body(tensors_[i], (unit - starts_[i]) * unit_, last < numel ? last : numel, unit);
+        body(tensors_[i], (unit - starts_[i]) * unit_, smaller(last, numel), unit);
       }
     });
   }

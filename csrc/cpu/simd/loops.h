@@ -17,15 +17,14 @@ LLMSYS_INLINE void for_each_pair(int64_t size, Body body, Tail tail) {
 // The largest element; NaN is passed over where another is none. -infinity of no elements.
 template <class T>
 float max_over(const T* x, int64_t size) {
-  constexpr float kLowest = -__builtin_inff();
-  F32 highest = splat(kLowest);
+  F32 highest = splat(-kInfinity);
   for_each_pair(
       size,
       [&](int64_t d) {
         Block block = load_block<order_of<T>>(x + d);
         highest = max(block.second, max(block.first, highest));
       },
-      [&](int64_t d, int count) { highest = max(first_lanes(count, load(x + d, count), kLowest), highest); });
+      [&](int64_t d, int count) { highest = max(first_lanes(count, load(x + d, count), -kInfinity), highest); });
   return max_lane(highest);
 }
 
