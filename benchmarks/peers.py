@@ -29,7 +29,7 @@ class Peer:
         if self.needs not in ("any", torch.device(device).type):
             return f"runs on {self.needs} only"
         if self.name == "torch.compile":
-            return _compiler_missing(device)
+            return compiler_missing(device)
         return None
 
 
@@ -39,7 +39,8 @@ def _prefixes(package: str) -> list[str]:
     return [".".join(parts[: i + 1]) for i in range(len(parts))]
 
 
-def _compiler_missing(device: str) -> str | None:
+def compiler_missing(device: str) -> str | None:
+    """What `torch.compile` lacks for `device`."""
     if torch.device(device).type == "cpu":
         found = any(shutil.which(name) for name in ("c++", "g++", "clang++"))
         return None if found else "no C++ compiler found"

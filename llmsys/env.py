@@ -3,8 +3,10 @@
 The only file that reads `os.environ`, and the only one that asks whether an optional package is installed.
 """
 
+import importlib.metadata
 import importlib.util
 import os
+import re
 import sys
 from functools import cache
 
@@ -39,6 +41,17 @@ def triton_interpreted() -> bool:
 def has(package: str) -> bool:
     """Whether `package` can be imported, found without importing it."""
     return importlib.util.find_spec(package) is not None
+
+
+@cache
+def release(distribution: str) -> tuple[int, int] | None:
+    """(2, 8) for an installed 2.8.3 of `distribution`, by the name that pip knows; None where there is none."""
+    try:
+        version = importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    found = re.match(r"(\d+)\.(\d+)", version)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
 def restart_with(**variables: str) -> None:

@@ -2,7 +2,7 @@
 
 A shape is (B, T, S, H, K, D, E). Modes beside "ready" and "public", which are causal: "full" attention, a "window" of a
 quarter of the keys, and four "packed" sequences, each against causal attention over the same tensors: what they cost
-should be in proportion to the pairs that see each other.
+should be in proportion to the pairs that see each other. What `flex_attention` is told of the mask is made beforehand.
 """
 
 from collections.abc import Callable
@@ -11,20 +11,24 @@ from functools import cache, partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 import llmsys
 from benchmarks.bars import Bar
 from benchmarks.contest import Bench, Case, Contest
-from benchmarks.gate import fault_of, fault_of_out, same_bits, under
+from benchmarks.gate import fault_of, fault_of_out, same_bits, tensors, under
 from benchmarks.harness import cannot_time
+from benchmarks.peers import compiler_missing
 from llmsys import _C, env
-from llmsys.ops.attention import OP, cases
+from llmsys.ops._verify import judge
+from llmsys.ops.attention import OP, cases, reference
 from llmsys.perf.timer import sets_for_cold_caches
 
-GEMM, SDPA, CAUSAL, FLASH = "GEMM", "SDPA", "causal", "flash-attn"
+GEMM, SDPA, CAUSAL, FLASH, FLEX = "GEMM", "SDPA", "causal", "flash-attn", "flex_attention"
 TRAINS = "forward+backward"
 TOLD_PAIRS = 0.85  # of the speed that the number of pairs would have it
 WIDE = 2048  # rows and columns of the matrix product's factors
+TOLD_QUERIES = 64  # by whose results a peer is judged
 WAYS = (("ready", "forward"), ("ready", "backward"), ("public", "forward"), ("public", TRAINS))
 
 
@@ -126,11 +130,47 @@ def contest_of(case: Case, device: str) -> Contest:
             same = same_bits(given.ours("public", 0), OP(*given.args[0])[0])
         wrong = None if same else "llmsys.attention gives other bits than the op it calls"
     contest.enter(chosen, partial(given.ours, case.mode), wrong)
-    if case.mode == "public":
-        contest.peers |= {name: why or partial(given.differentiated, call) for name, call, why in _peers(device)}
-    else:
+    if case.mode != "public":
         contest.peers[CAUSAL] = partial(given.ours, "public")
+    torch.compiler.reset()  # each case compiles for its own shape; without this, torch.compile stops after eight
+    for name, build, why in _peers(given):
+        contest.peers[name] = why or _entered(given, build())
     return contest
+
+
+def _entered(given: Inputs, call: Callable) -> Callable | str:
+    """The peer `call`, of q, k and v, or what is wrong with its results."""
+    fault = peer_fault(given, call)
+    return f"wrong: {fault}" if fault else partial(given.differentiated, call)
+
+
+def peer_fault(given: Inputs, call: Callable) -> str | None:
+    """None when what the last queries make with the first key head is right by the rule of the tests: outputs, or
+    gradients, and, where no other queries see them, those of the last keys and values."""
+    case, tokens = given.case, given.case.shape[1]
+    last, heads = min(TOLD_QUERIES, tokens // 4), case.shape[3] // case.shape[4]
+    bounds = (None, None)
+    if case.mode == "packed":
+        bounds = torch.tensor([0, 0, 0, 0, last], dtype=torch.int32, device=given.device), starts(tokens, given.device)
+    window = options(case.mode, tokens).get("window", (-1, -1))[0], -1 if case.mode == "full" else 0
+
+    def expected(dtype: torch.dtype) -> list[Tensor]:
+        q, k, v = (x[:1, :, :count].to(dtype) for x, count in zip(given.args[0], (heads, 1, 1), strict=False))
+        told = (q[:, -last:], k, v, None, None, None, *bounds, None, 64, *window, q.shape[-1] ** -0.5, 0.0, 0.0, 0)
+        y, lse = reference.forward(*told)
+        if not given.trains:
+            return [y]
+        dq, dk, dv, *_ = reference.backward(given.dy[:1, -last:, :heads].to(dtype), None, y, lse, *told, False)
+        return [dq] if case.mode == "full" else [dq, dk[:, -last:], dv[:, -last:]]
+
+    found = given.differentiated(call, 0)
+    same, truth = expected(given.dy.dtype), expected(torch.float64)
+    names = ("dq", "dk", "dv") if given.trains else ("y",)
+    verdicts = [
+        judge(name, [(ours[:1, -last:, : true.shape[2]], of_reference, true)])
+        for name, ours, of_reference, true in zip(names, tensors(found), same, truth, strict=False)
+    ]
+    return "; ".join(str(verdict) for verdict in verdicts if not verdict.right) or None
 
 
 def _enter_implementations(contest: Contest, given: Inputs, device: str) -> None:
@@ -175,20 +215,51 @@ def gemm(flops: int, dtype: torch.dtype, device: str) -> Callable[[int], object]
     return lambda index: torch.mm(x, weight.t(), out=y)
 
 
-def _peers(device: str) -> list[tuple[str, Callable, str | None]]:
-    """(name, function of q, k and v, why not)"""
+def _peers(given: Inputs) -> list[tuple[str, Callable, str | None]]:
+    """(name, what makes a function of q, k and v, why not)"""
+    device = given.device
 
     def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         heads_first = (x.transpose(1, 2) for x in (q, k, v))
         return F.scaled_dot_product_attention(*heads_first, is_causal=True, enable_gqa=True).transpose(1, 2)
 
-    def flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def flash() -> Callable:
         from flash_attn import flash_attn_func
 
-        return flash_attn_func(q, k, v, causal=True)
+        return partial(flash_attn_func, causal=True)
 
+    flexible = (FLEX, partial(flex, given.case, device), _no_flex(given))
+    if given.case.mode != "public":
+        return [flexible]
     missing = None if env.has("flash_attn") else "not installed"
-    return [(SDPA, sdpa, None), (FLASH, flash, missing or (None if device == "cuda" else "runs on cuda only"))]
+    missing = missing or (None if device == "cuda" else "runs on cuda only")
+    return [(SDPA, lambda: sdpa, None), (FLASH, flash, missing), flexible]
+
+
+def _no_flex(given: Inputs) -> str | None:
+    if given.trains and given.device == "cpu":
+        return "PyTorch has no backward of it on the CPU"
+    return compiler_missing(given.device)
+
+
+def flex(case: Case, device: str) -> Callable:
+    """PyTorch's `flex_attention`, compiled, for what `case` sees."""
+    tokens = case.shape[1]
+    window, sequence = tokens // 4, torch.arange(tokens, device=device) // (tokens // 4)
+    masks: dict[str, Callable] = {
+        "public": lambda b, h, t, s: t >= s,
+        "window": lambda b, h, t, s: (t >= s) & (t - s < window),
+        "packed": lambda b, h, t, s: (t >= s) & (sequence[t] == sequence[s]),
+    }
+    mask = masks.get(case.mode)
+    seen = None if mask is None else create_block_mask(mask, None, None, tokens, tokens, device=device)
+    compiled = torch.compile(flex_attention, fullgraph=True, dynamic=False)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        return compiled(q, k, v, block_mask=seen, enable_gqa=True).transpose(1, 2)
+
+    return attend
 
 
 PLAN = (
@@ -201,7 +272,7 @@ BENCH = Bench(
     op=OP.name,
     plan=PLAN,
     contests=lambda case, device: [contest_of(case, device)],
-    names=[*OP.implementations, GEMM, SDPA, CAUSAL, FLASH],
+    names=[*OP.implementations, GEMM, SDPA, CAUSAL, FLASH, FLEX],
     bars=_bars(),
 )
 

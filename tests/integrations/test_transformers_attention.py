@@ -6,6 +6,7 @@ attention gives them means over all keys.
 """
 
 import copy
+import re
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from transformers import (
 import llmsys
 from benchmarks.dropin import Wide
 from benchmarks.families import FAMILIES, SIZES, VOCABULARY
-from llmsys.integrations.transformers import attention
+from llmsys.integrations.transformers import attention, switch
 from llmsys.ops._verify import judge
 from tests.harness import same_bits
 
@@ -382,6 +383,41 @@ def test_accelerate_leaves_what_was_asked_for():
     report = llmsys.accelerate(model, only=["attention"], exclude=["model.layers.1.*"])
     assert not report.swapped and ["swapped together" in line.what for line in report.left] == [True]
     assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (
+            lambda model: model.double(),
+            r"no kernel of ours .* torch.float64 on cpu \(.*cpu: no kernel for torch.float64",
+        ),
+        (lambda model: model.to("meta"), "meta device, where nothing can be tried"),
+    ],
+    ids=["float64", "meta"],
+)
+def test_accelerate_leaves_what_no_kernel_can_run(change, reason):
+    """Of the same model in other dtypes it swaps; by the weights that it has when it is asked."""
+    model = build("Llama 3")
+    model.set_attn_implementation("sdpa")
+    for dtype in (torch.float32, torch.bfloat16):
+        assert len(llmsys.accelerate(model.to(dtype), only=["attention"]).swapped) == 2
+    report = llmsys.accelerate(change(model), only=["attention"])
+    assert not report.swapped and len(report.left) == 2
+    assert all(re.search(reason, line.what) for line in report.left), report
+    assert model.config._attn_implementation == "sdpa" and not isinstance(model.config, switch.View)
+
+
+def test_accelerate_asks_the_models_weights_where_an_attention_has_no_floats():
+    """As with projections of integers, which are multiplied into the dtype of the rest."""
+    model = build("Llama 3").bfloat16()
+    model.set_attn_implementation("sdpa")
+    for layer in model.model.layers:
+        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+            weight = getattr(layer.self_attn, name).weight
+            weight.requires_grad_(False)
+            weight.data = weight.data.to(torch.int8)
+    assert len(llmsys.accelerate(model, only=["attention"]).swapped) == 2
 
 
 @pytest.mark.parametrize("fault", ["scale", "softmax", "sinks"])

@@ -8,10 +8,17 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import llmsys
+from llmsys.ops import _op
 from llmsys.ops._op import Impl, Op
 from llmsys.ops._schema import REQUIRED, Schema
 
 X, WEIGHT = torch.randn(3, 8), torch.randn(8)
+
+
+@pytest.fixture(autouse=True)
+def ops_of_their_own(monkeypatch):
+    """What a test here defines, other tests do not find among llmsys's ops."""
+    monkeypatch.setattr(_op, "_ops", dict(_op._ops))
 
 
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess:

@@ -34,7 +34,7 @@ def accelerate(model: nn.Module, *, only: Sequence[str] | None = None, exclude: 
 
     `only` and `exclude` name kinds (`"norm"`, `"mlp"`, `"activation"`, `"rotary"`, `"attention"`, `"loss"`) or modules,
     by pattern: `"model.layers.0.*"`. A second call starts anew, so that the model is what the last call says. All
-    attentions that read one configuration are swapped, or none.
+    attentions that read one configuration are swapped, or none; none where no kernel of ours could run, as in float64.
 
     What changes is which code runs, and nothing that is stored: parameters, `state_dict`, hooks, tied weights and the
     names of classes stay. A module is swapped only if its own code, run on small random numbers on its device, computes

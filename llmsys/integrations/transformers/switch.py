@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from llmsys.integrations.transformers import probe
 from llmsys.integrations.transformers.classes import Swap, Swapped
-from llmsys.ops.attention import reference
+from llmsys.ops.attention import OP, reference
 from llmsys.ops.attention.arguments import MAX_HEAD_DIM
 
 INTERFACE = "ALL_ATTENTION_FUNCTIONS"
@@ -101,12 +102,32 @@ def propose(module: nn.Module, model: nn.Module) -> Swap | str | None:
         return "its configuration asks for attention weights, which are never made"
     if (head_dim := getattr(module, "head_dim", 0)) > MAX_HEAD_DIM:
         return f"its head dim is {head_dim}, expected at most {MAX_HEAD_DIM}"
+    if missing := _no_kernel(module, model):
+        return missing
     if unknown := set(inspect.signature(eager).parameters) - KNOWN:
         return f"its own attention takes {', '.join(sorted(unknown))}"
     if not _computes(module, eager):
         return "its own attention is no attention that the op computes"
     together = tuple(other for other in holders if _eager(type(other).forward) is not None)
     return Switch("attention", Swapped, together=together, holders=holders)
+
+
+def _no_kernel(module: nn.Module, model: nn.Module) -> str | None:
+    """Why no kernel could run `module`'s attention, by its own weights or, where none of those are floats, the model's;
+    None if one can. The reference, which keeps every score, would be no gain."""
+    weights = itertools.chain(module.parameters(), model.parameters())
+    weight = next((weight for weight in weights if weight.dtype in probe.FLOATS), None)
+    if weight is None:
+        return f"neither it nor the model has a weight in one of {', '.join(map(str, probe.FLOATS))}"
+    if weight.is_meta:
+        return probe.why_not([weight])
+    x = torch.empty(1, 1, 1, getattr(module, "head_dim", 8), dtype=weight.dtype, device=weight.device)
+    reasons = OP.explain(x, x, x).reasons
+    kernels = {name: reasons[name] for name in itertools.takewhile(lambda name: name != "reference", reasons)}
+    if None in kernels.values():
+        return None
+    told = "; ".join(f"{name}: {reason}" for name, reason in kernels.items())
+    return f"no kernel of ours computes attention in {weight.dtype} on {weight.device.type} ({told})"
 
 
 def _eager(forward: Callable) -> Callable | None:

@@ -7,7 +7,7 @@ import math
 from torch import Tensor
 
 from llmsys.ops._op import Impl, Op, triton
-from llmsys.ops.attention import arguments, native, reference
+from llmsys.ops.attention import arguments, flash_attn, native, reference
 
 OP = Op(
     "attention",
@@ -24,6 +24,9 @@ OP = Op(
         native.CPU,
         triton("llmsys.ops.attention.triton_kernels"),
         Impl("reference", reference.forward, reference.backward),
+        # An optional peer, which runs where it is forced. No GPU has a record of it beside our kernels. Before them it
+        # would change results with what is installed, and packed sequences would wait for the GPU.
+        flash_attn.FLASH_ATTN,
     ],
 )
 
