@@ -70,14 +70,14 @@ def test_any_layout(runner, dtype, variant):
 def test_nothing_else_is_written(runner, dtype, variant):
     """What was in the cache, and around it, stays; and so do the arguments that are read."""
     args = list(cases.inputs((3, 4, 12, 2, 34, 16), dtype, runner.device, seed=3, **variant))
-    for i in range(4):
+    for i in OP.written:
         if args[i] is not None:
             args[i] = fenced(args[i] + 55)
     before = [arg.clone() if isinstance(arg, torch.Tensor) else arg for arg in args]
     with use(append_kv=runner.implementation):
         OP(*args)
-    lengths, table, size = args[6].tolist(), args[7], before[0].shape[1]
-    for i in range(4):
+    lengths, table, size = args[6].tolist(), args[7], before[2].shape[1]
+    for i in OP.written:
         if args[i] is None:
             continue
         places = {
@@ -91,20 +91,21 @@ def test_nothing_else_is_written(runner, dtype, variant):
         buffer = args[i].new_empty(0).set_(args[i].untyped_storage())
         start = args[i].storage_offset()
         assert (buffer[:start] == 77).all() and (buffer[start + args[i].numel() :] == 77).all()
-    assert_same(args[4:], before[4:])
+    read = [i for i in range(len(args)) if i not in OP.written]
+    assert_same([args[i] for i in read], [before[i] for i in read])
 
 
 @dtypes
 def test_special_values_of_int8(runner, dtype):
     """Zeros have scale 0; a row with NaN or infinity has that as its scale; a subnormal row comes back in its range."""
     args = list(cases.inputs((1, 4, 6, 1, 33, 33), dtype, runner.device, int8=True))
-    args[4][0, 0] = 0
-    args[4][0, 1, 0, 32] = math.nan
-    args[4][0, 2, 0, 5] = -math.inf
-    args[4][0, 3] = torch.finfo(dtype).smallest_normal / 2
+    args[0][0, 0] = 0
+    args[0][0, 1, 0, 32] = math.nan
+    args[0][0, 2, 0, 5] = -math.inf
+    args[0][0, 3] = torch.finfo(dtype).smallest_normal / 2
     ours, theirs = (appended(name, args) for name in (runner.implementation, "reference"))
-    assert_same([t.nan_to_num(nan=-1) for t in ours[:4]], [t.nan_to_num(nan=-1) for t in theirs[:4]])
-    scale, codes = ours[2][0, :4, 0], ours[0][0, :4, 0]
+    assert_same([t.nan_to_num(nan=-1) for t in ours[2:6]], [t.nan_to_num(nan=-1) for t in theirs[2:6]])
+    scale, codes = ours[4][0, :4, 0], ours[2][0, :4, 0]
     assert scale[0] == 0 and scale[1].isnan() and scale[2] == math.inf
     assert (codes[:3] == 0).all() and (codes[3] == 127).all()
 
@@ -126,7 +127,7 @@ def test_places_outside_are_errors_and_nothing_is_written(runner):
                 ValueError, match=r"cache_seqlens is \[.*\] before 3 more tokens, expected .* from 0 to 5"
             ):
                 OP(*args)
-        assert not args[0].any() and not args[1].any()
+        assert not args[2].any() and not args[3].any()
         paged[7][1, 1] = 9
         with pytest.raises(
             ValueError, match=r"block_table\[1, 1\] is 9, expected a block from 0 to 8, as it holds token"
@@ -172,7 +173,7 @@ def test_opcheck(dtype):
 def test_compiles():
     args = cases.inputs((2, 3, 8, 2, 6, 4), torch.float32, rotary_fraction=1.0, int8=True)
 
-    def function(k_cache, v_cache, k_scale, v_scale, k, v, lengths, table, cos, sin, interleaved):
+    def function(k, v, k_cache, v_cache, k_scale, v_scale, lengths, table, cos, sin, interleaved):
         append_kv(k_cache, v_cache, k * 1, v, lengths, k_scale=k_scale, v_scale=v_scale, cos=cos, sin=sin)
 
     eager, traced = ([arg.clone() if isinstance(arg, torch.Tensor) else arg for arg in args] for _ in range(2))

@@ -12,12 +12,12 @@ LARGEST = 127
 
 
 def forward(
+    k: Tensor,
+    v: Tensor,
     k_cache: Tensor,
     v_cache: Tensor,
     k_scale: Tensor | None,
     v_scale: Tensor | None,
-    k: Tensor,
-    v: Tensor,
     cache_seqlens: Tensor,
     block_table: Tensor | None,
     cos: Tensor | None,
