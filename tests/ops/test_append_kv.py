@@ -162,6 +162,8 @@ def test_quantise():
     codes, scale = quantise(x)
     assert ((codes * scale[:, None] - x).abs() <= 0.5001 * scale[:, None]).all()
     assert (codes.abs().amax(-1) == 127).all()
+    codes, scale = quantise(x[:, :0])
+    assert codes.shape == (100, 0) and not scale.any()
 
 
 @dtypes
