@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from llmsys.ops._op import Impl, InPlaceOp
-from llmsys.ops.append_kv import reference
+from llmsys.ops.append_kv import native, reference
 from llmsys.ops.attention_decode import cache
 from llmsys.ops.rope import check_arguments, overlaps
 
@@ -16,7 +16,7 @@ OP = InPlaceOp(
     " Tensor cache_seqlens, Tensor? block_table=None, Tensor? cos=None, Tensor? sin=None, bool interleaved=False)"
     " -> ()",
     backward=None,
-    implementations=[Impl("reference", reference.forward)],
+    implementations=[native.CPU, Impl("reference", reference.forward)],
 )
 
 
