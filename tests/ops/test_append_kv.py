@@ -67,6 +67,19 @@ def test_has_the_bits_of_the_reference(runner, dtype, variant):
 
 
 @dtypes
+def test_copies_any_bits(runner, dtype):
+    """Without tables and quantisation, elements are not read as numbers: NaN keeps what it carries."""
+    integer = torch.int32 if dtype == torch.float32 else torch.int16
+    args = list(cases.inputs((2, 4, 9, 2, 48, 48), dtype, runner.device))
+    bits = torch.iinfo(integer)
+    for i in range(2):
+        drawn = torch.randint(bits.min, bits.max, args[i].shape, generator=torch.Generator().manual_seed(i))
+        args[i] = drawn.to(runner.device, integer).view(dtype)
+    assert args[0].isnan().any() or dtype == torch.float32
+    assert_same(appended(runner.implementation, args), appended("reference", on_cpu(args)))
+
+
+@dtypes
 @variants
 def test_any_layout(runner, dtype, variant):
     args = cases.inputs((3, 4, 12, 2, 34, 16), dtype, runner.device, seed=3, **variant)
@@ -228,14 +241,16 @@ def test_places_that_nobody_has_checked_are_not_written(runner, block_size):
         args[7][0, 1], args[7][1, 3] = -1, len(args[2])
     with use(append_kv=runner.implementation), mock.patch.object(cache, "check_places"):
         OP(*args)
-    inside = {(0, 2), (1, 0), (2, 2)} if not block_size else {(0, 2), (2, 2)}
-    for x, cached in zip(args[:2], args[2:4], strict=True):
-        expected = torch.zeros_like(cached)
-        for b, t in inside:
-            place = int(args[6][b]) + t
-            at = (b, place) if not block_size else (int(args[7][b, place // 2]), place % 2)
-            expected[at] = x[b, t]
-        assert_same([cached], [expected])
+    table = args[7].tolist() if block_size else None
+    expected = [torch.zeros_like(cached) for cached in args[2:4]]
+    for b, t in torch.cartesian_prod(torch.arange(4), torch.arange(3)).tolist():
+        place = int(args[6][b]) + t
+        block = (b if table is None else table[b][place // 2]) if 0 <= place < 8 else -1
+        if 0 <= block < len(args[2]):
+            for x, cached in zip(args[:2], expected, strict=True):
+                cached[block, place if table is None else place % 2] = x[b, t]
+    assert_same(args[2:4], expected)
+    for cached in args[2:4]:
         assert_fences_stand(cached)
 
 

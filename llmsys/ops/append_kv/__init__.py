@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from llmsys.ops._op import Impl, InPlaceOp
+from llmsys.ops._op import Impl, InPlaceOp, triton
 from llmsys.ops.append_kv import native, reference
 from llmsys.ops.attention_decode import cache
 from llmsys.ops.rope import check_arguments, overlaps
@@ -16,7 +16,11 @@ OP = InPlaceOp(
     " Tensor cache_seqlens, Tensor? block_table=None, Tensor? cos=None, Tensor? sin=None, bool interleaved=False)"
     " -> ()",
     backward=None,
-    implementations=[native.CPU, Impl("reference", reference.forward)],
+    implementations=[
+        native.CPU,
+        triton("llmsys.ops.append_kv.triton_kernels"),
+        Impl("reference", reference.forward),
+    ],
 )
 
 
