@@ -19,7 +19,7 @@ void bind(pybind11::module_& module, Kernel<AppendKV> kernel) {
 }
 
 Binding binding(IF_CPU([](pybind11::module_& module) { bind(module, without_stream<AppendKV, cpu::append_kv>); }),
-                nullptr);
+                IF_CUDA([](pybind11::module_& module) { bind(module, cuda::append_kv); }));
 
 }  // namespace
 }  // namespace llmsys

@@ -97,8 +97,8 @@ template <class T, class Element>
 void append(const Appended& part, int64_t sequence, int64_t token, int64_t first, int64_t last, const Place& place,
             const Angles& angles, float* rotated, Element* gathered) {
   const T* x = static_cast<const T*>(part.x) + sequence * part.batch_stride + token * part.token_stride;
-  Element* cache = static_cast<Element*>(part.cache) + place.block * part.cache_block_stride +
-                   place.row * part.cache_token_stride;
+  Element* cache =
+      static_cast<Element*>(part.cache) + place.block * part.cache_block_stride + place.row * part.cache_token_stride;
   float* scales = part.scale + place.block * part.scale_block_stride + place.row * part.scale_token_stride;
   for (int64_t head = first; head < last; ++head) {
     Element* row = cache + head * part.cache_head_stride;

@@ -295,8 +295,8 @@ LLMSYS_INLINE F32 load_repeated(const float* p) {
 
 LLMSYS_INLINE void store(float* p, F32 value) { memcpy(p, &value, sizeof value); }
 
-// Each of [-128, 127], rounded to nearest even by a sum whose lowest bits are then the integer. GCC 12 takes the vectors
-// apart for its own conversion to bytes.
+// Each of [-128, 127], rounded to nearest even by a sum whose lowest bits are then the integer. GCC 12 takes the
+// vectors apart for its own conversion to bytes.
 LLMSYS_INLINE void store(int8_t* p, F32 value) {
   const U32 bits = as_u32(value + 0x1.8p23f);
 #if LLMSYS_AVX512

@@ -17,6 +17,7 @@ OP = InPlaceOp(
     " -> ()",
     backward=None,
     implementations=[
+        native.CUDA,
         native.CPU,
         triton("llmsys.ops.append_kv.triton_kernels"),
         Impl("reference", reference.forward),

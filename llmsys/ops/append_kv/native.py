@@ -64,3 +64,4 @@ def cache_strides(cache: Tensor) -> tuple[int, ...]:
 
 
 CPU: Impl = implementation(_native.CPU)
+CUDA: Impl = implementation(_native.CUDA)
