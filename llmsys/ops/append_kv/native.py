@@ -8,9 +8,7 @@ from llmsys.ops import _native
 from llmsys.ops._native import DTYPES, Kernels
 from llmsys.ops._op import Impl
 from llmsys.ops.attention_decode import cache
-from llmsys.ops.rope.native import table_strides, with_whole_rows
-
-NO_STRIDES = 0, 0, 0  # of what is not there
+from llmsys.ops.rope.native import NOTHING, table_strides, with_whole_rows
 
 
 def implementation(kernels: Kernels) -> Impl:
@@ -44,7 +42,7 @@ def implementation(kernels: Kernels) -> Impl:
                 cos, sin = cos.contiguous(), sin.contiguous()
             rotary_dim, angle_strides = 2 * cos.shape[-1], table_strides(cos)
             angles = cos.data_ptr(), sin.data_ptr()
-        scales, scale_strides = (0, 0), (NO_STRIDES, NO_STRIDES)
+        scales, scale_strides = (0, 0), (NOTHING, NOTHING)
         if k_scale is not None and v_scale is not None:
             scales, scale_strides = (k_scale.data_ptr(), v_scale.data_ptr()), (k_scale.stride(), v_scale.stride())
         launch(
