@@ -95,7 +95,7 @@ void write(const Appended& part, const T* x, const Angles& angles, Element* row,
 // Heads `first` to `last` of a token.
 template <class T, class Element>
 void append(const Appended& part, int64_t sequence, int64_t token, int64_t first, int64_t last, const Place& place,
-            const Angles& angles, float* rotated, Element* gathered) {
+            const Angles& angles, float* rotated, Element* packed) {
   const T* x = static_cast<const T*>(part.x) + sequence * part.batch_stride + token * part.token_stride;
   Element* cache =
       static_cast<Element*>(part.cache) + place.block * part.cache_block_stride + place.row * part.cache_token_stride;
@@ -103,10 +103,10 @@ void append(const Appended& part, int64_t sequence, int64_t token, int64_t first
   for (int64_t head = first; head < last; ++head) {
     Element* row = cache + head * part.cache_head_stride;
     const bool apart = part.cache_dim_stride != 1;
-    write(part, x + head * part.head_stride, angles, apart ? gathered : row, scales + head * part.scale_head_stride,
+    write(part, x + head * part.head_stride, angles, apart ? packed : row, scales + head * part.scale_head_stride,
           rotated);
     if (apart)
-      for (int64_t d = 0; d < part.dim; ++d) row[d * part.cache_dim_stride] = gathered[d];
+      for (int64_t d = 0; d < part.dim; ++d) row[d * part.cache_dim_stride] = packed[d];
   }
 }
 
@@ -119,7 +119,7 @@ void run(const AppendKV& args) {
     static thread_local Buffer buffer;
     const int64_t longest = args.dim > args.value_dim ? args.dim : args.value_dim;
     float* rotated = buffer.at_least(2 * longest);
-    Element* gathered = reinterpret_cast<Element*>(rotated + longest);
+    Element* packed = reinterpret_cast<Element*>(rotated + longest);
     for (int64_t i = begin, next; i < end; i = next) {
       const int64_t nth = i / args.heads, sequence = nth / args.tokens, token = nth % args.tokens;
       next = (nth + 1) * args.heads < end ? (nth + 1) * args.heads : end;
@@ -127,8 +127,8 @@ void run(const AppendKV& args) {
       const int64_t angle = sequence * args.table_batch_stride + token * args.table_token_stride;
       const Place place = place_of(args, sequence, token);
       const Angles angles{args.cos + angle, args.sin + angle, signs, args.interleaved};
-      append<T>(keys, sequence, token, first, last, place, angles, rotated, gathered);
-      append<T>(values, sequence, token, first, last, place, angles, rotated, gathered);
+      append<T>(keys, sequence, token, first, last, place, angles, rotated, packed);
+      append<T>(values, sequence, token, first, last, place, angles, rotated, packed);
     }
   });
 }
