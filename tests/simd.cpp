@@ -86,6 +86,14 @@ EXPORT void saturated_bytes(const int32_t* from, uint8_t* to, int64_t size, int1
   }
 }
 
+EXPORT void rounded_bytes(int way, const float* from, int8_t* to, int64_t size) {
+  for (int64_t at = 0, count; at < size; at += count) {
+    count = Way(way) == Way::partial ? at % kLanes + 1 : kLanes;
+    if (count > size - at) count = size - at;
+    store_some(to + at, load_some(from + at, int(count)), int(count));
+  }
+}
+
 EXPORT void look_up(const float* eight, const uint32_t* sixteen, const uint32_t* index, float* of_eight,
                     uint32_t* of_sixteen, int64_t size) {
   float floats[8];

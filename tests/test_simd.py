@@ -202,6 +202,15 @@ def test_bytes_saturate_in_order(isa, shift):
 
 
 @isas
+@pytest.mark.parametrize("way", ["single", "partial"])
+def test_bytes_are_rounded_to_nearest_even(isa, way):
+    values = torch.arange(-512, 509) / 4  # -128 to 127, ties among them
+    found = torch.full((len(values) + 1,), 77, dtype=torch.int8)
+    call(isa, "rounded_bytes", WAYS.index(way), values, found, len(values))
+    assert torch.equal(found[:-1], values.round().to(torch.int8)) and found[-1] == 77
+
+
+@isas
 def test_lookups_wrap_around(isa):
     eight = torch.arange(8, dtype=torch.float32) + 0.5
     sixteen = torch.arange(16, dtype=torch.int32) * 0x01010101

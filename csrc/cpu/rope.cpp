@@ -2,82 +2,11 @@
 
 #include "dispatch.h"
 #include "parallel.h"
-#include "simd.h"
+#include "rope.h"
 #include "stream.h"
 
 namespace llmsys::cpu::LLMSYS_ISA {
 namespace {
-
-typedef uint32_t U32Half __attribute__((vector_size(LLMSYS_VECTOR_BYTES / 2)));
-
-LLMSYS_INLINE F32 flipped(F32 value, U32 signs) { return as_f32(as_u32(value) ^ signs); }
-
-// The two elements of each pair, exchanged.
-LLMSYS_INLINE F32 swapped(F32 value) {
-  U64 pairs = reinterpret_cast<U64>(value);
-  return reinterpret_cast<F32>(pairs << 32 | pairs >> 32);
-}
-
-// kLanes / 2 elements, each twice; the form with `count` reads count / 2.
-LLMSYS_INLINE F32 load_twice(const float* p) {
-  U32Half bits;
-  memcpy(&bits, p, sizeof bits);
-  U64 wide = __builtin_convertvector(bits, U64);
-  return reinterpret_cast<F32>(wide | wide << 32);
-}
-LLMSYS_INLINE F32 load_twice(const float* p, int count) {
-  float lanes[kLanes / 2] = {};
-  memcpy(lanes, p, count / 2 * sizeof(float));
-  return load_twice(lanes);
-}
-
-struct Rotated {
-  F32 first, second;
-};
-LLMSYS_INLINE Rotated rotate(F32 first, F32 second, F32 cos, F32 sin) {
-  return {first * cos - second * sin, second * cos + first * sin};
-}
-
-template <bool kStream, class T>
-void rotate_halves(const T* x, const float* cos, const float* sin, T* y, int64_t half, U32 signs) {
-  const T* x2 = x + half;
-  T* y2 = y + half;
-  for_each_pair(
-      half,
-      [&](int64_t i) {
-        const int64_t j = i + kLanes;
-        Rotated low = rotate(load(x + i), load(x2 + i), load(cos + i), flipped(load(sin + i), signs));
-        Rotated high = rotate(load(x + j), load(x2 + j), load(cos + j), flipped(load(sin + j), signs));
-        store_pair<kStream>(y + i, low.first, high.first);
-        store_pair<kStream>(y2 + i, low.second, high.second);
-      },
-      [&](int64_t i, int count) {
-        F32 s = flipped(load(sin + i, count), signs);
-        Rotated both = rotate(load(x + i, count), load(x2 + i, count), load(cos + i, count), s);
-        store(y + i, both.first, count);
-        store(y2 + i, both.second, count);
-      });
-}
-
-template <bool kStream, class T>
-void rotate_interleaved(const T* x, const float* cos, const float* sin, T* y, int64_t size, U32 signs) {
-  auto turned = [&](F32 value, F32 c, F32 s) { return value * c + swapped(value) * flipped(s, signs); };
-  auto whole = [&](int64_t d) { return turned(load(x + d), load_twice(cos + d / 2), load_twice(sin + d / 2)); };
-  for_each_pair(
-      size, [&](int64_t d) { store_pair<kStream>(y + d, whole(d), whole(d + kLanes)); },
-      [&](int64_t d, int count) {
-        F32 c = load_twice(cos + d / 2, count), s = load_twice(sin + d / 2, count);
-        store(y + d, turned(load(x + d, count), c, s), count);
-      });
-}
-
-// Which lanes of sin change sign: interleaved, the sign belongs to one element of the pair, else to the formula.
-U32 signs_of(const Rope& args) {
-  U32 signs = {};
-  for (int lane = 0; lane < kLanes; ++lane)
-    if (args.interleaved ? (lane % 2 == 1) == args.inverse : args.inverse) signs[lane] = 0x80000000u;
-  return signs;
-}
 
 // The heads of one token, of queries or of keys.
 template <class T>
@@ -105,17 +34,14 @@ template <bool kStream, class T>
 void rotate_heads(const Rope& args, Heads<T> heads, const float* cos, const float* sin, U32 signs) {
   const int64_t rest = args.head_dim - args.rotary_dim;
   for (; heads.count > 0; --heads.count, heads.x += heads.x_stride, heads.y += heads.y_stride) {
-    if (args.interleaved)
-      rotate_interleaved<kStream>(heads.x, cos, sin, heads.y, args.rotary_dim, signs);
-    else
-      rotate_halves<kStream>(heads.x, cos, sin, heads.y, args.rotary_dim / 2, signs);
+    rotate_head<kStream>(heads.x, cos, sin, heads.y, args.rotary_dim, args.interleaved, signs);
     if (heads.x != heads.y) memcpy(heads.y + args.rotary_dim, heads.x + args.rotary_dim, rest * sizeof(T));
   }
 }
 
 template <bool kStream, class T>
 void run(const Rope& args) {
-  const U32 signs = signs_of(args);
+  const U32 signs = signs_of(args.interleaved, args.inverse);
   const int64_t token_bytes = 2 * (args.q_heads + args.k_heads) * args.head_dim * int64_t(sizeof(T));
   parallel_for(args.batch * args.tokens, grain_of(token_bytes), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {

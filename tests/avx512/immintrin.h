@@ -79,6 +79,13 @@ LLMSYS_EMULATED __m256i cvtepi32_epi16(__m512i x) {  // keeps the low bits: does
   return reinterpret_cast<__m256i>(to);
 }
 
+LLMSYS_EMULATED __m128i cvtepi32_epi8(__m512i x) {  // keeps the low bits: does not saturate
+  Lanes32 from = reinterpret_cast<Lanes32>(x);
+  Lanes8 to;
+  for (int i = 0; i < 16; ++i) to[i] = uint8_t(from[i]);
+  return reinterpret_cast<__m128i>(to);
+}
+
 // On each half alike: `function` is AVX2's.
 template <class Function>
 LLMSYS_EMULATED __m512i by_halves(__m512i x, __m512i y, Function function) {
@@ -167,6 +174,7 @@ LLMSYS_EMULATED void stream_si512(__m512i* p, __m512i x) {
 #define _mm512_cvtph_ps emulated_avx512::cvtph_ps
 #define _mm512_cvtepu16_epi32 emulated_avx512::cvtepu16_epi32
 #define _mm512_cvtepi32_epi16 emulated_avx512::cvtepi32_epi16
+#define _mm512_cvtepi32_epi8 emulated_avx512::cvtepi32_epi8
 #define _mm512_cmp_ps_mask(a, b, predicate) emulated_avx512::cmp_ps_mask<(predicate)>(a, b)
 #define _mm512_mul_epu32 emulated_avx512::mul_epu32
 #define _mm512_broadcast_f32x8 emulated_avx512::broadcast_f32x8

@@ -15,6 +15,7 @@ import torch
 from llmsys.ops._cases import random
 from llmsys.ops._op import get
 from llmsys.ops._verify import judge
+from llmsys.ops.append_kv.reference import quantise
 
 pytestmark = pytest.mark.huge
 
@@ -250,3 +251,23 @@ def test_grad_norm():
     true = (whole * period.sum() + period[:rest].sum()).sqrt()
     norm = get("grad_norm").implementations["cpu"].forward([tensor])
     assert abs(norm - true) <= true * torch.finfo(torch.float32).eps
+
+
+def test_append_kv():
+    """Into an int8 cache of one sequence, and into the same as pages."""
+    need(3)
+    dim, rows = 256, rows_of(256) // 4 * 4
+    k, v = random(0, "cpu", ((1, 4, 1, dim), torch.bfloat16), ((1, 4, 1, 1), torch.bfloat16))
+    codes, factors = quantise(k)
+    k_cache = torch.zeros(1, rows, 1, dim, dtype=torch.int8)
+    v_cache, scales = torch.zeros(1, rows, 1, 1, dtype=torch.int8), torch.zeros(2, 1, rows, 1)
+    append = get("append_kv").implementations["cpu"].forward
+    for where in places(rows, dim):
+        for size in (rows, 4):
+            table = None if size == rows else torch.arange(rows // 4, dtype=torch.int32).unsqueeze(0)
+            given = [x.view(-1, size, *x.shape[2:]) for x in (k_cache, v_cache, *scales)]
+            append(k, v, *given, torch.tensor([where.start], dtype=torch.int32), table, None, None, False)
+            assert torch.equal(k_cache[:, where], codes) and torch.equal(scales[0][:, where], factors)
+            k_cache[:, where] = 0
+            scales[0][:, where] = 0
+    assert not scales[0].any() and not k_cache.any()

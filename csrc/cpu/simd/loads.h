@@ -60,6 +60,25 @@ LLMSYS_INLINE F32 load_repeated(const float* p) {
 
 LLMSYS_INLINE void store(float* p, F32 value) { memcpy(p, &value, sizeof value); }
 
+// Each of [-128, 127], rounded to nearest even by a sum whose lowest bits are then the integer. GCC 12 takes the
+// vectors apart for its own conversion to bytes.
+LLMSYS_INLINE void store(int8_t* p, F32 value) {
+  const U32 bits = as_u32(value + 0x1.8p23f);
+#if LLMSYS_AVX512
+  const __m128i bytes = _mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(bits));
+#elif defined(__AVX2__)
+  const __m256i words = _mm256_packs_epi32(reinterpret_cast<__m256i>(bits & 0xffu), __m256i{});
+  const __m256i quarters = _mm256_packus_epi16(words, words);
+  const __m128i bytes = _mm_unpacklo_epi32(_mm256_castsi256_si128(quarters), _mm256_extracti128_si256(quarters, 1));
+#elif defined(__x86_64__)
+  const __m128i words = _mm_packs_epi32(reinterpret_cast<__m128i>(bits & 0xffu), __m128i{});
+  const __m128i bytes = _mm_packus_epi16(words, words);
+#else
+  const U8 bytes = __builtin_convertvector(bits, U8);
+#endif
+  memcpy(p, &bytes, kLanes);
+}
+
 template <class Half>
 LLMSYS_INLINE void store(Half* p, F32 value) {
   U16 bits = narrow(to_bits(Half{}, value));

@@ -5,18 +5,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from llmsys.ops._op import Impl, InPlaceOp
-from llmsys.ops.append_kv import reference
+from llmsys.ops._op import Impl, InPlaceOp, triton
+from llmsys.ops.append_kv import native, reference
 from llmsys.ops.attention_decode import cache
 from llmsys.ops.rope import check_arguments, overlaps
 
 OP = InPlaceOp(
     "append_kv",
-    forward="(Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor(c!)? k_scale, Tensor(d!)? v_scale, Tensor k, Tensor v,"
+    forward="(Tensor k, Tensor v, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor(c!)? k_scale, Tensor(d!)? v_scale,"
     " Tensor cache_seqlens, Tensor? block_table=None, Tensor? cos=None, Tensor? sin=None, bool interleaved=False)"
     " -> ()",
     backward=None,
-    implementations=[Impl("reference", reference.forward)],
+    implementations=[
+        native.CUDA,
+        native.CPU,
+        triton("llmsys.ops.append_kv.triton_kernels"),
+        Impl("reference", reference.forward),
+    ],
 )
 
 
@@ -74,4 +79,4 @@ def append_kv(
         raise ValueError(f"llmsys.append_kv: {missing} is None, expected both of cos and sin, or neither")
     if cos is not None and sin is not None:
         check_arguments("append_kv", k, cos, sin, "k")
-    OP(k_cache, v_cache, k_scale, v_scale, k, v, cache_seqlens, block_table, cos, sin, interleaved)
+    OP(k, v, k_cache, v_cache, k_scale, v_scale, cache_seqlens, block_table, cos, sin, interleaved)

@@ -70,12 +70,12 @@ def inputs(
         positions = torch.arange(tokens) + (lengths.unsqueeze(1) if per_sequence else 7)
         table_dtype = dtype if table_dtype is None or dtype == torch.float64 else table_dtype
         cos, sin = (x.to(device, table_dtype) for x in rope_tables(positions, 2 * int(dim * rotary_fraction / 2)))
-    return *caches, *scales, k, v, lengths.to(device), table, cos, sin, interleaved
+    return k, v, *caches, *scales, lengths.to(device), table, cos, sin, interleaved
 
 
 def traffic(direction: str, *args: object) -> int:
     """Bytes that must move: k and v in, the new part of the caches out."""
-    k_cache, _, k_scale, _, k, v, *_ = args
+    k, v, k_cache, _, k_scale, *_ = args
     assert isinstance(k_cache, Tensor) and isinstance(k, Tensor) and isinstance(v, Tensor)
     rows = k.shape[:-1].numel()
     elements = rows * (k.shape[-1] + v.shape[-1])
@@ -84,6 +84,6 @@ def traffic(direction: str, *args: object) -> int:
 
 def flops(direction: str, *args: object) -> int:
     """Of the rotation: four products and two sums a pair."""
-    k, cos = args[4], args[8]
+    k, cos = args[0], args[8]
     assert isinstance(k, Tensor)
     return 6 * k.shape[:-1].numel() * cos.shape[-1] if isinstance(cos, Tensor) else 0

@@ -12,12 +12,12 @@ LARGEST = 127
 
 
 def forward(
+    k: Tensor,
+    v: Tensor,
     k_cache: Tensor,
     v_cache: Tensor,
     k_scale: Tensor | None,
     v_scale: Tensor | None,
-    k: Tensor,
-    v: Tensor,
     cache_seqlens: Tensor,
     block_table: Tensor | None,
     cos: Tensor | None,
@@ -48,7 +48,7 @@ def quantise(x: Tensor) -> tuple[Tensor, Tensor]:
     """int8 codes and a scale for each row, whose largest element has the code 127 or −127. A row with NaN or infinity
     has that as its scale, and codes 0."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    scale = wide.abs().amax(-1) / LARGEST
+    scale = (wide.abs().amax(-1) if x.shape[-1] else wide.sum(-1)) / LARGEST  # amax of nothing is an error
     codes = torch.round(wide / scale.unsqueeze(-1)).clamp(-LARGEST, LARGEST)
     usable = (scale > 0) & scale.isfinite()
     return codes.where(usable.unsqueeze(-1), 0.0).to(torch.int8), scale
