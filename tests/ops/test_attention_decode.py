@@ -106,6 +106,26 @@ def test_special_values(runner, dtype):
                 assert result[1].isfinite().all()
 
 
+@dtypes
+def test_special_values_with_int8(runner, dtype):
+    """As `append_kv` leaves them, a scale that is NaN or infinite and codes 0; and in a query."""
+    for value in (float("nan"), float("inf")):
+        for which in (0, 5, 6):
+            args = list(cases.inputs((2, 1, 30, 4, 2, 16, 16), dtype, runner.device, int8=True))
+            if which == 0:
+                args[0][0, 0, 1, 3] = value
+            else:
+                args[which][0, 3, 1] = value
+                args[which - 4][0, 3, 1] = 0
+            found, expected = (
+                dict(run(OP, name, tuple(args), 0, dtype)) for name in (runner.implementation, "reference")
+            )
+            for name, result in found.items():
+                assert torch.equal(result.isnan(), expected[name].isnan()), (name, value, which)
+                assert torch.equal(result.isinf(), expected[name].isinf()), (name, value, which)
+                assert result[1].isfinite().all()
+
+
 def test_places_outside_are_errors(runner):
     if runner.device != "cpu":
         pytest.skip("a GPU is not asked what it holds")

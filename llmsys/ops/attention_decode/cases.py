@@ -34,6 +34,7 @@ VARIANTS: tuple[dict, ...] = (
     {"block_size": 16},
     {"block_size": 5, "window": (40, 0)},
     {"int8": True},
+    {"int8": True, "uneven": True},
     {"int8": True, "block_size": 32, "softcap": 3.0, "alibi": True, "sinks": True},
 )
 
@@ -61,10 +62,12 @@ def inputs(
     sinks: bool = False,
     block_size: int = 0,  # 0: contiguous
     int8: bool = False,
+    uneven: bool = False,
     full: bool = False,
 ) -> tuple:
     """Forward arguments in schema order; `spread` multiplies q. The first sequence fills its room, the second half of
-    it, the third is empty; all fill it if `full`. What does not count is NaN, and no block of it is listed.
+    it, the third is empty; all fill it if `full`. What does not count is NaN, and no block of it is listed. `uneven`:
+    some scales of int8 are a millionth of their neighbours', or below zero, and some codes −128.
     """
     batch, tokens, room, heads, kv_heads, dim, value_dim = shape
     q, k, v, sink, slopes = random(
@@ -81,6 +84,12 @@ def inputs(
         (k, k_scale), (v, v_scale) = (quantise(x.float()) for x in (k, v))
         wide = torch.promote_types(dtype, torch.float32)
         scales = k_scale.to(wide), v_scale.to(wide)
+    if uneven:
+        for codes, scale in ((k, scales[0]), (v, scales[1])):
+            assert scale is not None
+            scale[:, ::7] *= 1e-6
+            scale[:, 1::7] *= -1
+            codes[:, 2::7] = -128
     tensors = [
         None if tensor is None else tensor.where(counts.view(*counts.shape, *[1] * (tensor.dim() - 2)), _hidden(tensor))
         for tensor in (k, v, *scales)
