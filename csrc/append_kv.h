@@ -13,7 +13,7 @@
 #include <cstdint>
 
 #include "dtype.h"
-#include "rows.h"
+#include "numbers.h"
 
 namespace llmsys {
 
@@ -52,7 +52,7 @@ struct Appended {
   int64_t scale_block_stride, scale_token_stride, scale_head_stride;
 };
 
-LLMSYS_ANYWHERE static inline Appended keys_of(const AppendKV& args) {
+LLMSYS_ANYWHERE Appended keys_of(const AppendKV& args) {
   return {args.k,
           args.k_cache,
           args.k_scale,
@@ -70,7 +70,7 @@ LLMSYS_ANYWHERE static inline Appended keys_of(const AppendKV& args) {
           args.k_scale_head_stride};
 }
 
-LLMSYS_ANYWHERE static inline Appended values_of(const AppendKV& args) {
+LLMSYS_ANYWHERE Appended values_of(const AppendKV& args) {
   return {args.v,
           args.v_cache,
           args.v_scale,

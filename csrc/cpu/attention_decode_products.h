@@ -98,7 +98,7 @@ struct Side {
   }
 };
 
-// kKeys rows of `Row` bytes each, evenly apart, by few registers.
+// kKeys rows that are evenly apart, in few registers: an address reaches one or two strides further.
 template <int kKeys>
 struct Evenly {
   static constexpr int kBases = (kKeys + 2) / 3;
@@ -151,7 +151,7 @@ class Products {
     const float* queries = queries_ + (head * runs_ + run) * items_ * kRows;
     for (int key = 0; key < num_keys; key += S::kKeys) {
       const C* rows = block.k[key] + head * args_.k_head_stride;
-      const Lines lines = run == 0 ? ahead.take(items_ / S::kRun * kKeyLines) : Lines{block_end(block), 0};
+      const Lines lines = run == 0 ? ahead.take(items_ / S::kRun * kKeyLines) : none(block);
       F32 found[S::kPanels][S::kVectors];
       if (in_place_ && block.evenly[key] >= S::kKeys) {
         multiply({rows, args_.k_token_stride * int64_t(sizeof(C))}, queries, lines, found);
@@ -180,7 +180,7 @@ class Products {
                                 const float* factors, float* sums, Ahead& ahead) const {
     const int items = num_keys / Items::kElements;
     for (int64_t column = 0; column < args_.columns; column += kColumns) {
-      const Lines lines = run == 0 ? ahead.take(items * kValueLines) : Lines{block_end(block), 0};
+      const Lines lines = run == 0 ? ahead.take(items * kValueLines) : none(block);
       const int64_t at = head * args_.v_head_stride + column;
       Block found[kRows];
       if (column + kColumns <= args_.value_dim)
@@ -201,7 +201,8 @@ class Products {
   static constexpr int kKeyLines = S::kKeys * S::kRun * kItemBytes / 64 > 0 ? S::kKeys * S::kRun * kItemBytes / 64 : 1;
   static constexpr int kValueLines = kColumns * kItemBytes / 64 > 0 ? kColumns * kItemBytes / 64 : 1;
 
-  static const char* block_end(const KeyBlock<C>& block) { return reinterpret_cast<const char*>(&block.count); }
+  // A line that is near already, again and again.
+  static Lines none(const KeyBlock<C>& block) { return {reinterpret_cast<const char*>(&block), 0}; }
 
   // `queries` has kPanels vectors for each run of items.
   LLMSYS_INLINE void multiply(Evenly<S::kKeys> keys, const float* queries, Lines lines,

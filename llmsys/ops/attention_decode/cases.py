@@ -85,10 +85,10 @@ def inputs(
         wide = torch.promote_types(dtype, torch.float32)
         scales = k_scale.to(wide), v_scale.to(wide)
     if uneven:
-        for codes, scale in ((k, scales[0]), (v, scales[1])):
-            assert scale is not None
-            scale[:, ::7] *= 1e-6
-            scale[:, 1::7] *= -1
+        for codes, units in ((k, scales[0]), (v, scales[1])):
+            assert units is not None
+            units[:, ::7] *= 1e-6
+            units[:, 1::7] *= -1
             codes[:, 2::7] = -128
     tensors = [
         None if tensor is None else tensor.where(counts.view(*counts.shape, *[1] * (tensor.dim() - 2)), _hidden(tensor))
