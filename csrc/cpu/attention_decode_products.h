@@ -196,6 +196,7 @@ class Products {
   }
 
  private:
+  static constexpr int64_t kChain = Items::kElements > 1 ? 32 : 8;
   // Lines of the next block for each step of a product.
   static constexpr int kItemBytes = Items::kElements * int(sizeof(C));
   static constexpr int kKeyLines = S::kKeys * S::kRun * kItemBytes / 64 > 0 ? S::kKeys * S::kRun * kItemBytes / 64 : 1;
@@ -204,25 +205,32 @@ class Products {
   // A line that is near already, again and again.
   static Lines none(const KeyBlock<C>& block) { return {reinterpret_cast<const char*>(&block), 0}; }
 
-  // `queries` has kPanels vectors for each run of items.
+  // `queries` has kPanels vectors for each run of items. A lane adds kChain products before its sum goes to the
+  // others': long chains of roundings cost digits, see gemm.cpp.
   LLMSYS_INLINE void multiply(Evenly<S::kKeys> keys, const float* queries, Lines lines,
                               F32 (*scores)[S::kVectors]) const {
-    F32 sums[S::kPanels][S::kKeys];
-    for (int p = 0; p < S::kPanels; ++p)
-      for (int i = 0; i < S::kKeys; ++i) sums[p][i] = F32{};
-    for (int64_t left = items_; left > 0; left -= S::kRun, queries += S::kPanels * kLanes) {
-      F32 query[S::kPanels];
-      for (int p = 0; p < S::kPanels; ++p) query[p] = load(queries + p * kLanes);
+    for (int64_t at = 0; at < items_; at += kChain * S::kRun) {
+      F32 sums[S::kPanels][S::kKeys];
+      for (int p = 0; p < S::kPanels; ++p)
+        for (int i = 0; i < S::kKeys; ++i) sums[p][i] = F32{};
+      for (int64_t left = smaller(items_ - at, kChain * S::kRun); left > 0; left -= S::kRun) {
+        F32 query[S::kPanels];
+        for (int p = 0; p < S::kPanels; ++p) query[p] = load(queries + p * kLanes);
 #pragma GCC unroll 16
-      for (int i = 0; i < S::kKeys; ++i) {
-        if (i % (S::kKeys / kKeyLines) == 0) lines.ask();
-        const F32 key = repeated<S::kRun>(keys[i]);
-        for (int p = 0; p < S::kPanels; ++p) sums[p][i] = Items::add_product(sums[p][i], query[p], key);
+        for (int i = 0; i < S::kKeys; ++i) {
+          if (i % (S::kKeys / kKeyLines) == 0) lines.ask();
+          const F32 key = repeated<S::kRun>(keys[i]);
+          for (int p = 0; p < S::kPanels; ++p) sums[p][i] = Items::add_product(sums[p][i], query[p], key);
+        }
+        queries += S::kPanels * kLanes;
+        keys.advance(S::kRun * int64_t(sizeof(float)));
       }
-      keys.advance(S::kRun * int64_t(sizeof(float)));
+      for (int p = 0; p < S::kPanels; ++p)
+        for (int i = 0; i < S::kKeys; i += S::kRun) {
+          const F32 found = summed_runs<S::kRun>(sums[p] + i);
+          scores[p][i / S::kRun] = at == 0 ? found : scores[p][i / S::kRun] + found;
+        }
     }
-    for (int p = 0; p < S::kPanels; ++p)
-      for (int i = 0; i < S::kKeys; i += S::kRun) scores[p][i / S::kRun] = summed_runs<S::kRun>(sums[p] + i);
   }
 
   // kColumns columns of the values of an item's keys.
