@@ -5,6 +5,8 @@
 
 `<!-- status -->` … `<!-- /status -->` holds what `llmsys doctor --record` found, on every machine that has a record;
 `<!-- bars: benchmarks/records/<machine>/<date>-bars.json -->` … `<!-- /bars -->` the bars of the record it names;
+`<!-- occupancy: benchmarks/records/<machine>/<date>-occupancy.json -->` … `<!-- /occupancy -->` what kernels compiled
+for a GPU ask of it;
 `<!-- step: benchmarks/records/<machine>/<date>-train.json -->` … `<!-- /step -->` a whole step's contenders, and where
 ours spends its time.
 """
@@ -19,6 +21,7 @@ from llmsys.perf.report import CHECKOUT, read_record
 COLUMNS = ("subject", "promise", "measured", "status")
 BARS = re.compile(r"(<!-- bars: (?P<record>\S+) -->\n).*?(<!-- /bars -->)", re.DOTALL)
 STEP = re.compile(r"(<!-- step: (?P<record>\S+) -->\n).*?(<!-- /step -->)", re.DOTALL)
+OCCUPANCY = re.compile(r"(<!-- occupancy: (?P<record>\S+) -->\n).*?(<!-- /occupancy -->)", re.DOTALL)
 STATUS = re.compile(r"(<!-- status -->\n).*?(<!-- /status -->)", re.DOTALL)
 IMPLEMENTATIONS = {
     "cpu[baseline]": "baseline x86-64",
@@ -41,6 +44,7 @@ def rendered(readme: str, root: Path) -> str:
         raise ValueError("benchmarks.readme: no marker, expected <!-- bars: PATH --> … <!-- /bars -->")
     readme = BARS.sub(lambda found: found[1] + _bars(root / found["record"]) + found[3], readme)
     readme = STEP.sub(lambda found: found[1] + _step(root / found["record"]) + found[3], readme)
+    readme = OCCUPANCY.sub(lambda found: found[1] + _occupancy(root / found["record"]) + found[3], readme)
     return STATUS.sub(lambda found: found[1] + _status(root / "benchmarks" / "records") + found[2], readme)
 
 
@@ -89,6 +93,18 @@ def _bars(path: Path) -> str:
     lines = ["| what | bar | measured | |", "|---|---|---|---|"]
     lines += ["| " + " | ".join(bar[key] for key in COLUMNS) + " |" for bar in content["bars"]]
     return "\n".join([_origin(content), "", *lines, ""])
+
+
+def _occupancy(path: Path) -> str:
+    content, _ = read_record(path)
+    lines = ["| target | head dim | kernel | registers | spilled, bytes | shared memory, KiB | warps of an SM |"]
+    lines += ["|---|---|---|---|---|---|---|"]
+    lines += [
+        f"| {kernel['target']} | {kernel['head_dim']} | `{kernel['name']}` | {kernel['registers']} | {kernel['stack']} "
+        f"| {kernel['shared'] / 1024:.4g} | {kernel['warps_of_sm']} of 64 |"
+        for kernel in content["kernels"]
+    ]
+    return "\n".join(["", *lines, ""])
 
 
 def _step(path: Path) -> str:
