@@ -1,5 +1,5 @@
-"""`python -m tests.triton.occupancy`: what attention's Triton kernels ask of an SM, compiled here without a GPU, and how
-many of its warps that leaves room for. `--record` keeps it in `benchmarks/records`.
+"""`python -m tests.triton.occupancy`: what attention's Triton kernels ask of an SM, compiled without a GPU, and how
+many of its warps they leave room for. `--record` keeps it in `benchmarks/records`.
 """
 
 import sys
@@ -13,7 +13,7 @@ from llmsys.perf.report import command_line, environment, record, record_path, w
 from tests.triton.compiled import CASES, Case, Kernel, cases_of, compiled, launches
 
 # Of an SM: registers, warps and blocks; bytes of shared memory, of which the driver keeps 1 KiB a block.
-# Source     NVIDIA, CUDA C++ Programming Guide 13, table 30
+# Source     NVIDIA, CUDA C++ Programming Guide, technical specifications per compute capability
 REGISTERS, WARPS, BLOCKS, KEPT = 65536, 64, 32, 1024
 SHARED = {"sm_80": 164 * 1024, "sm_90": 228 * 1024}
 
