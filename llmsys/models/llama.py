@@ -20,9 +20,9 @@ PLAN = {
     "tensor": {
         "embedding": "vocab",
         "head": "vocab",
-        "*.wq": "column",
-        "*.wk": "column",
-        "*.wv": "column",
+        "*.wq": "heads",
+        "*.wk": "heads",
+        "*.wv": "heads",
         "*.wo": "row",
         "*.gate": "column",
         "*.up": "column",
@@ -147,6 +147,9 @@ class Llama(nn.Module):
     On the meta device (`with torch.device("meta")`) it holds shapes only; `to_empty` and `initialise` fill it.
     """
 
+    unembed = staticmethod(F.linear)
+    cross_entropy = staticmethod(linear_cross_entropy)
+
     def __init__(
         self,
         config: LlamaConfig,
@@ -169,7 +172,7 @@ class Llama(nn.Module):
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         """Logits (B, T, V) of the token after each of `tokens_BT`, integers in [0, V)."""
-        return F.linear(self.hidden(tokens_BT), self.head_weight)
+        return self.unembed(self.hidden(tokens_BT), self.head_weight)
 
     @property
     def head_weight(self) -> Tensor:
@@ -193,7 +196,7 @@ class Llama(nn.Module):
 
     def loss(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """Mean cross entropy in nats, in float32; targets of -100 do not count. No logits are kept."""
-        return linear_cross_entropy(self.hidden(tokens_BT), self.head_weight, targets_BT)
+        return self.cross_entropy(self.hidden(tokens_BT), self.head_weight, targets_BT)
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:

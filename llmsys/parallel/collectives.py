@@ -17,6 +17,7 @@ from llmsys.parallel.groups import group_of
 from llmsys.parallel.mesh import Axis
 
 Map = Callable[[Tensor], Tensor]
+OPS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
 HERE = str(Path(__file__).parent)
 # PyTorch 2.13 renames them.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -57,13 +58,13 @@ class Pending:
         return self.result()
 
 
-def all_reduce(x: Tensor, axis: Axis) -> Tensor:
-    """The sum over the axis, in place of `x`."""
-    return start_all_reduce(x, axis).wait()
+def all_reduce(x: Tensor, axis: Axis, op: str = "sum") -> Tensor:
+    """The sum, or the "max", over the axis, in place of `x`."""
+    return start_all_reduce(x, axis, op).wait()
 
 
-def start_all_reduce(x: Tensor, axis: Axis) -> Pending:
-    """The sum over the axis, in place of `x`, which nothing may touch before the wait.
+def start_all_reduce(x: Tensor, axis: Axis, op: str = "sum") -> Pending:
+    """As `all_reduce`; nothing may touch `x` before the wait.
 
     Traffic    2·(N − 1)/N of x on the axis, N its size
     """
@@ -72,7 +73,7 @@ def start_all_reduce(x: Tensor, axis: Axis) -> Pending:
     _check_contiguous("all_reduce", x)
     _count(axis, 2 * x.nbytes * (axis.size - 1) // axis.size)
     with _named("all_reduce", axis):
-        work = dist.all_reduce(x, group=group_of(axis), async_op=True)
+        work = dist.all_reduce(x, OPS[op], group=group_of(axis), async_op=True)
     return Pending("all_reduce", axis, work, lambda: x)
 
 

@@ -1,0 +1,244 @@
+"""Tensor parallelism: each rank holds a part of every large weight, and computes that part of every product.
+
+A plan names modules by pattern and says how each is cut:
+
+    column   a linear layer, by its outputs
+    heads    the same by whole heads, of the parent's `head_dim`; heads that are fewer than ranks are held by several
+    row      a linear layer, by its inputs
+    vocab    an embedding, or the head that follows the last layer, by tokens of the vocabulary
+
+A module that has children of both kinds, column or heads and row, is a region: what enters it is whole on every rank,
+what its last product leaves is summed. Between regions all ranks hold the same, or, with sequence parallelism, each a
+part of the sequence.
+Source     Shoeybi et al. 2019, arXiv:1909.08053, section 3; with sequences: Korthikanti et al. 2022, arXiv:2205.05198
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llmsys.ops import cross_entropy_parts, merge_cross_entropy
+from llmsys.ops.cross_entropy.sharded import Parts
+from llmsys.parallel import collectives
+from llmsys.parallel.mesh import Axis
+
+STYLES = ("column", "heads", "row", "vocab")
+TOKENS = 1  # the dimension of a sequence in (B, T, D)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """[start, start + length) of dimension `dim` of a weight, whose size there is `whole`; `copies` ranks hold it."""
+
+    dim: int
+    start: int
+    length: int
+    whole: int
+    copies: int = 1
+
+    def of(self, x: Tensor) -> Tensor:
+        return x.narrow(self.dim, self.start, self.length)
+
+
+def apply(
+    model: nn.Module, plan: Mapping[str, str], axis: Axis, *, sequence_parallel: bool = False
+) -> dict[str, Shard]:
+    """Cut `model` in place by `plan`; what this rank now holds of each parameter that was cut, by name.
+
+    Traffic    of a region: 2·(N − 1)/N of its activations forward and as much backward, N the size of the axis; the
+               same with sequence_parallel, which keeps 1/N of what lies between regions
+    Errors     ValueError for a style that is not one, a pattern that matches no module, or a size that N does not cut
+               into equal parts
+    """
+    if axis.size == 1:
+        return {}
+    styles = _matched(model, plan)
+    shards: dict[str, Shard] = {}
+    for name, style in styles.items():
+        module = model.get_submodule(name)
+        for kind, parameter in list(module.named_parameters(recurse=False)):
+            shard = _shard(f"{name}.{kind}", style, module, _parent(model, name), parameter, axis)
+            if shard is not None:
+                shards[f"{name}.{kind}"] = shard
+                module.register_parameter(kind, nn.Parameter(shard.of(parameter.data).clone(), parameter.requires_grad))
+        if style == "row" and getattr(module, "bias", None) is not None:
+            _set_forward(module, partial(_row_linear, module, axis.rank == 0))
+        if style == "vocab" and isinstance(module, nn.Embedding):
+            start = shards[f"{name}.weight"].start
+            _set_forward(module, partial(_embedding, module, start, axis, sequence_parallel))
+    regions = _regions(model, styles)
+    for region in regions:
+        _enclose(model.get_submodule(region), axis, sequence_parallel)
+    if "vocab" in styles.values():
+        _replace_head(model, axis, sequence_parallel)
+    for name, parameter in model.named_parameters():
+        inside = any(name.startswith(f"{region}.") for region in regions)
+        if name not in shards and (inside or sequence_parallel):
+            _sum_gradients(parameter, axis)
+        elif name in shards and shards[name].copies > 1:
+            _sum_gradients(parameter, _sharing(axis, shards[name].copies))
+    return shards
+
+
+# ---- the plan ----
+
+
+def _matched(model: nn.Module, plan: Mapping[str, str]) -> dict[str, str]:
+    """Module name → style. A pattern may match a module that this model leaves None, such as a head that is tied."""
+    names = [name for name, _ in model.named_modules()]
+    absent = [
+        f"{parent}.{child}".lstrip(".")
+        for parent, module in model.named_modules()
+        for child in (*(name for name, value in module._modules.items() if value is None), *_none_attributes(module))
+    ]
+    styles: dict[str, str] = {}
+    for pattern, style in plan.items():
+        if style not in STYLES:
+            raise ValueError(f"llmsys.parallel.tensor: {pattern!r} is {style!r}, expected one of {', '.join(STYLES)}")
+        found = [name for name in names if fnmatchcase(name, pattern)]
+        if not found and not any(fnmatchcase(name, pattern) for name in absent):
+            raise ValueError(
+                f"llmsys.parallel.tensor: {pattern!r} matches no module of {type(model).__name__}, expected a pattern "
+                f"of names such as {next((name for name in names if name.count('.') > 1), names[-1])!r}"
+            )
+        styles |= dict.fromkeys(found, style)
+    return styles
+
+
+def _none_attributes(module: nn.Module) -> list[str]:
+    return [name for name, value in vars(module).items() if value is None and not name.startswith("_")]
+
+
+def _parent(model: nn.Module, name: str) -> nn.Module:
+    return model.get_submodule(name.rpartition(".")[0])
+
+
+def _regions(model: nn.Module, styles: Mapping[str, str]) -> list[str]:
+    """Names of the modules that have cut inputs and outputs among their children."""
+    kinds: dict[str, set[str]] = {}
+    for name, style in styles.items():
+        if style != "vocab":
+            kinds.setdefault(name.rpartition(".")[0], set()).add("row" if style == "row" else "column")
+    for parent, found in kinds.items():
+        if len(found) == 1:
+            children = ", ".join(name for name in styles if name.rpartition(".")[0] == parent)
+            raise ValueError(
+                f"llmsys.parallel.tensor: of {parent or 'the model'} {children} cut by {found.pop()} alone, expected "
+                "column or heads and then row within one module"
+            )
+    return list(kinds)
+
+
+def _shard(name: str, style: str, module: nn.Module, parent: nn.Module, parameter: Tensor, axis: Axis) -> Shard | None:
+    """None for what stays whole: the bias of a row."""
+    if style == "row" and parameter.dim() == 1:
+        return None
+    dim, unit, noun = (1, 1, "inputs") if style == "row" else (0, 1, "tokens" if style == "vocab" else "outputs")
+    if style == "heads":
+        unit, noun = int(parent.head_dim), "heads"  # type: ignore[arg-type]
+    whole = parameter.shape[dim]
+    units = whole // unit
+    if style == "heads" and axis.size % units == 0:
+        copies = axis.size // units
+        return Shard(dim, axis.rank // copies * unit, unit, whole, copies)
+    if whole % unit or units % axis.size:
+        raise ValueError(
+            f"llmsys.parallel.tensor: {name} of shape {tuple(parameter.shape)} has {units} {noun}, expected a multiple "
+            f"of the {axis.size} ranks of {axis}"
+        )
+    length = units // axis.size * unit
+    return Shard(dim, axis.rank * length, length, whole)
+
+
+# ---- regions ----
+
+
+def _enclose(region: nn.Module, axis: Axis, sequence_parallel: bool) -> None:
+    def enter(module: nn.Module, args: tuple) -> tuple:
+        x, *rest = args
+        return (_enter(x, axis, sequence_parallel), *rest)
+
+    def leave(module: nn.Module, args: tuple, y: Tensor) -> Tensor:
+        return _leave(y, axis, sequence_parallel)
+
+    region.register_forward_pre_hook(enter)
+    region.register_forward_hook(leave)
+
+
+def _enter(x: Tensor, axis: Axis, sequence_parallel: bool) -> Tensor:
+    return collectives.gather_in(x, axis, TOKENS) if sequence_parallel else collectives.copy_in(x, axis)
+
+
+def _leave(y: Tensor, axis: Axis, sequence_parallel: bool) -> Tensor:
+    return collectives.scatter_out(y, axis, TOKENS) if sequence_parallel else collectives.reduce_out(y, axis)
+
+
+def _set_forward(module: Any, forward: Callable[[Tensor], Tensor]) -> None:
+    module.forward = forward
+
+
+def _row_linear(module: Any, first: bool, x: Tensor) -> Tensor:
+    """The bias, of which every rank has all, is added by the first one alone."""
+    return F.linear(x, module.weight, module.bias if first else module.bias * 0)
+
+
+def _sum_gradients(parameter: nn.Parameter, axis: Axis) -> None:
+    """Each backward adds what all ranks of the axis found."""
+    if parameter.requires_grad:
+        parameter.register_hook(lambda grad: collectives.all_reduce(grad.clone(), axis))
+
+
+def _sharing(axis: Axis, copies: int) -> Axis:
+    """The neighbours that hold the same head."""
+    first = axis.rank // copies * copies
+    return Axis(axis.name, axis.ranks[first : first + copies], axis.rank - first)
+
+
+# ---- the vocabulary ----
+
+
+def _embedding(module: nn.Embedding, start: int, axis: Axis, sequence_parallel: bool, tokens: Tensor) -> Tensor:
+    """The rows that this rank holds, zeros for others, summed."""
+    local = tokens - start
+    here = (local >= 0) & (local < module.weight.shape[0])
+    found = F.embedding(local.where(here, 0), module.weight) * here.unsqueeze(-1)
+    return _leave(found, axis, sequence_parallel)
+
+
+def _replace_head(model: Any, axis: Axis, sequence_parallel: bool) -> None:
+    for name in ("unembed", "cross_entropy"):
+        if not hasattr(model, name):
+            raise ValueError(
+                f"llmsys.parallel.tensor: {type(model).__name__} has no `{name}`, expected the function of (hidden, "
+                "weight) that makes its logits and that of (hidden, weight, targets) that is its loss, to replace them"
+            )
+    model.unembed = partial(_logits, axis, sequence_parallel)
+    model.cross_entropy = partial(_loss, axis, sequence_parallel)
+
+
+def _logits(axis: Axis, sequence_parallel: bool, hidden: Tensor, weight: Tensor) -> Tensor:
+    return collectives.join(F.linear(_enter(hidden, axis, sequence_parallel), weight), axis, hidden.dim() - 1)
+
+
+def _loss(
+    axis: Axis, sequence_parallel: bool, hidden: Tensor, weight: Tensor, targets: Tensor, *, ignore_index: int = -100
+) -> Tensor:
+    """Mean over the targets that count; the logits of the whole vocabulary are nowhere.
+
+    Traffic    three numbers a token on the axis, besides what enters
+    """
+    logits = F.linear(_enter(hidden, axis, sequence_parallel), weight)
+    parts = cross_entropy_parts(logits, targets, axis.rank * weight.shape[0], ignore_index=ignore_index)
+    highest = collectives.all_reduce(parts.max.clone(), axis, "max")
+    total = collectives.reduce_out(parts.sum * torch.exp(parts.max - highest), axis)
+    target = collectives.reduce_out(parts.target, axis)
+    loss, _ = merge_cross_entropy([Parts(highest, total, target)], targets, ignore_index=ignore_index)
+    return loss.sum() / (targets != ignore_index).sum()
