@@ -17,7 +17,12 @@ MEANINGS = {
     "ep": "experts",
     "tp": "parts of each weight",
 }
-COMBINED = {"dp": ("replicate", "shard"), "data": ("replicate", "shard", "cp", "ep"), "world": AXES}
+COMBINED = {
+    "dp": ("replicate", "shard"),
+    "data": ("replicate", "shard", "cp", "ep"),
+    "copies": ("replicate", "cp", "ep"),
+    "world": AXES,
+}
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,8 @@ class Mesh:
 
     `mesh.tp`, `mesh.pp`, … are axes: `mesh.tp.rank` of `mesh.tp.size`. `mesh.dp` is made of `mesh.replicate` and
     `mesh.shard`, of `shard` ranks, all of dp by default: ZeRO shards over the latter (HSDP). Every rank of dp, cp and
-    ep computes the gradient of other tokens: together they are `mesh.data`. `mesh.world` is all ranks.
+    ep computes the gradient of other tokens: together they are `mesh.data`, and without shard `mesh.copies`, which hold
+    the same shards. `mesh.world` is all ranks.
 
     Errors     ValueError if a size is below 1, shard does not divide dp, or the rank is not of the job
     """
@@ -50,6 +56,7 @@ class Mesh:
     shard: Axis
     dp: Axis
     data: Axis
+    copies: Axis
     world: Axis
     pp: Axis
     cp: Axis
