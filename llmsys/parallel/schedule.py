@@ -48,6 +48,17 @@ def gpipe(stage: int, stages: int, micros: int) -> list[Action]:
     return alternate(micro_chunks, micro_chunks, warmup=micros)
 
 
+def breadth_first(stage: int, stages: int, micros: int, chunks_per_stage: int) -> list[Action]:
+    """GPipe over several chunks a stage, dealt round: all microbatches are through a chunk before the next.
+
+    Source: Lamy-Poirier 2022, arXiv:2211.05953.
+    """
+    own = range(stage, stages * chunks_per_stage, stages)
+    forwards = [(micro, chunk) for chunk in own for micro in range(micros)]
+    backwards = [(micro, chunk) for chunk in own[::-1] for micro in range(micros)]
+    return alternate(forwards, backwards, warmup=len(forwards))
+
+
 def one_f_one_b(stage: int, stages: int, micros: int) -> list[Action]:
     """1F1B: no forward runs further ahead than the way to the loss and back is long.
 
@@ -149,6 +160,7 @@ class Schedule:
 
 SCHEDULES = {
     "gpipe": Schedule(order=gpipe),
+    "breadth_first": Schedule(order=breadth_first, chunks_per_stage=None),
     "1f1b": Schedule(order=one_f_one_b),
     "interleaved_1f1b": Schedule(order=interleaved_1f1b, chunks_per_stage=None),
     "zb_h1": Schedule(order=zb_h1, split=True),

@@ -16,6 +16,7 @@ from llmsys.parallel.verify import verify
 # share where F, B and W of a chunk last alike and hops nothing. Both are for m a multiple of p and at least 2p.
 TABLE = {
     "gpipe": (lambda s, p, m, v: m, lambda p, m, v: (p - 1) / (m + p - 1)),
+    "breadth_first": (lambda s, p, m, v: v * m, lambda p, m, v: (p - 1) / (v * m + p - 1)),
     "1f1b": (lambda s, p, m, v: min(p - s, m), lambda p, m, v: (p - 1) / (m + p - 1)),
     "interleaved_1f1b": (
         lambda s, p, m, v: min((v - 1) * p + 2 * (p - s) - 1, v * m),
