@@ -6,6 +6,7 @@ Source     Touvron et al. 2023, arXiv:2302.13971, section 2.2; grouped queries: 
 
 import hashlib
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import cast
 
@@ -181,22 +182,35 @@ class Llama(nn.Module):
 
     def hidden(self, tokens_BT: Tensor) -> Tensor:
         """What the head multiplies, (B, T, D)."""
+        return self.norm(self.run(self.enter(tokens_BT), self.blocks, tokens_BT.shape[-1]))
+
+    def loss(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        """Mean cross entropy in nats, in float32; targets of -100 do not count. No logits are kept."""
+        return self.leave(self.run(self.enter(tokens_BT), self.blocks, tokens_BT.shape[-1]), targets_BT)
+
+    def ends(self) -> tuple[list[str], list[str]]:
+        """The children that `enter` and `leave` use; a pipeline's stages in between have neither."""
+        return ["embedding"], ["norm", "embedding" if self.head is None else "head"]
+
+    def enter(self, tokens_BT: Tensor) -> Tensor:
+        """What the first block is given, (B, T, D)."""
         if tokens_BT.shape[-1] > self.config.max_sequence_length:
             raise ValueError(
                 f"llmsys.models.Llama: a sequence of {tokens_BT.shape[-1]} tokens, expected at most "
                 f"max_sequence_length={self.config.max_sequence_length}"
             )
-        x_BTD = self.embedding(tokens_BT)
-        cos, sin = rope_tables(
-            tokens_BT.shape[-1], self.config.head_dim, base=self.config.rope_theta, device=tokens_BT.device
-        )
-        for block in self.blocks:
-            x_BTD = block(x_BTD, cos, sin)
-        return self.norm(x_BTD)
+        return self.embedding(tokens_BT)
 
-    def loss(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        """Mean cross entropy in nats, in float32; targets of -100 do not count. No logits are kept."""
-        return self.cross_entropy(self.hidden(tokens_BT), self.head_weight, targets_BT)
+    def run(self, x_BTD: Tensor, blocks: Iterable[nn.Module], sequence_length: int) -> Tensor:
+        """`x_BTD` through some of the blocks."""
+        cos, sin = rope_tables(sequence_length, self.config.head_dim, base=self.config.rope_theta, device=x_BTD.device)
+        for block in blocks:
+            x_BTD = block(x_BTD, cos, sin)
+        return x_BTD
+
+    def leave(self, x_BTD: Tensor, targets_BT: Tensor) -> Tensor:
+        """The loss, of what the last block gives."""
+        return self.cross_entropy(self.norm(x_BTD), self.head_weight, targets_BT)
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:

@@ -50,6 +50,9 @@ class Pending:
         self.name, self.axis, self.work, self.result = name, axis, work, result
         self.place = _call_site()
 
+    def done(self) -> bool:
+        return self.work is None or self.work.is_completed()
+
     def wait(self) -> Tensor:
         if self.work is not None:
             with _named(self.name, self.axis, self.place):
@@ -147,7 +150,7 @@ def broadcast(x: Tensor, axis: Axis, source: int = 0) -> Tensor:
     return x
 
 
-def start_send(x: Tensor, axis: Axis, to: int) -> Pending:
+def start_send(x: Tensor, axis: Axis, to: int, tag: int = 0) -> Pending:
     """`x` to the rank `to` of the axis, which must receive it.
 
     Traffic    x on the axis
@@ -155,15 +158,15 @@ def start_send(x: Tensor, axis: Axis, to: int) -> Pending:
     x = x.contiguous()
     _count(axis, x.nbytes)
     with _named(f"send to rank {axis.ranks[to]}", axis):
-        work = dist.isend(x, axis.ranks[to], group=group_of(axis))
+        work = dist.isend(x, axis.ranks[to], group=group_of(axis), tag=tag)
     return Pending(f"send to rank {axis.ranks[to]}", axis, work, lambda: x)
 
 
-def start_receive(out: Tensor, axis: Axis, source: int) -> Pending:
+def start_receive(out: Tensor, axis: Axis, source: int, tag: int = 0) -> Pending:
     """What the rank `source` of the axis sends, into `out`."""
     _check_contiguous("receive", out)
     with _named(f"receive from rank {axis.ranks[source]}", axis):
-        work = dist.irecv(out, axis.ranks[source], group=group_of(axis))
+        work = dist.irecv(out, axis.ranks[source], group=group_of(axis), tag=tag)
     return Pending(f"receive from rank {axis.ranks[source]}", axis, work, lambda: out)
 
 

@@ -17,7 +17,7 @@ Source     Rajbhandari et al. 2020, arXiv:1910.02054
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -53,6 +53,9 @@ class Zero:
     only in the backward before `reduce`: the others run under `accumulating()`. Stage 2 reduces in each backward and
     keeps its part of the sum.
 
+    shared     parameters that pipeline stages hold copies of, by name, and the axis of those stages: their gradients
+               are summed over it by `reduce`, once
+
     Shapes     of any model; frozen parameters stay as they are, tied ones are one
     Numerics   gradients are summed in their own dtype, divided by the size of mesh.data before; a master is kept where
                `master_dtype` is not that of the parameter
@@ -70,6 +73,7 @@ class Zero:
         bucket_bytes: int = BUCKET_BYTES,
         master_dtype: torch.dtype | None = None,
         group_of: Callable[[str, nn.Parameter], Hashable] = lambda name, parameter: None,
+        shared: Mapping[str, Axis] | None = None,
     ):
         if stage not in (0, 1, 2):
             raise ValueError(f"llmsys.parallel.Zero: stage={stage}, expected 0, 1 or 2")
@@ -80,12 +84,21 @@ class Zero:
         if not named:
             raise ValueError("llmsys.parallel.Zero: no parameter asks for a gradient, expected some that do")
         size = max(parameter.element_size() for parameter in named.values())
+        shared = shared or {}
+        # Each shared parameter is a bucket of its own: whatever else a stage holds, its shard is the same part of it.
+        kinds = {
+            name: (group_of(name, p), p.dtype, p.device, name if name in shared else None) for name, p in named.items()
+        }
         buckets = buckets_of(
-            ((name, tuple(p.shape), (group_of(name, p), p.dtype, p.device)) for name, p in named.items()),
+            ((name, tuple(p.shape), kinds[name]) for name, p in named.items()),
             max(1, bucket_bytes // size),
             self.owners.size,
         )
         self._flats = [self._flatten(bucket, named, master_dtype) for bucket in buckets]
+        self._shared = [
+            (flat, shared[flat.bucket.pieces[0].name]) for flat in self._flats if flat.bucket.pieces[0].name in shared
+        ]
+        self._shared.sort(key=lambda pair: pair[0].bucket.pieces[0].name)
         self._accumulating = False
         self._backward = -1  # the number that autograd gives the one that is going on
         self._next = 0  # bucket to reduce
@@ -128,6 +141,9 @@ class Zero:
         """Wait for the mean of the gradients, which is then in `.grad` of the shards."""
         for flat in self._flats:
             self._finish(flat)
+        for flat, axis in self._shared:
+            assert flat.shard.grad is not None
+            collectives.all_reduce(flat.shard.grad, axis)
 
     def gather(self) -> None:
         """After the optimizer's step: every rank gets what the others updated, and gradients begin at zero."""
