@@ -21,6 +21,7 @@ COMBINED = {
     "dp": ("replicate", "shard"),
     "data": ("replicate", "shard", "cp", "ep"),
     "copies": ("replicate", "cp", "ep"),
+    "model": ("pp", "tp"),
     "world": AXES,
 }
 
@@ -47,7 +48,7 @@ class Mesh:
     `mesh.tp`, `mesh.pp`, … are axes: `mesh.tp.rank` of `mesh.tp.size`. `mesh.dp` is made of `mesh.replicate` and
     `mesh.shard`, of `shard` ranks, all of dp by default: ZeRO shards over the latter (HSDP). Every rank of dp, cp and
     ep computes the gradient of other tokens: together they are `mesh.data`, and without shard `mesh.copies`, which hold
-    the same shards. `mesh.world` is all ranks.
+    the same shards. The ranks of pp and tp hold a model together, `mesh.model`. `mesh.world` is all ranks.
 
     Errors     ValueError if a size is below 1, shard does not divide dp, or the rank is not of the job
     """
@@ -57,6 +58,7 @@ class Mesh:
     dp: Axis
     data: Axis
     copies: Axis
+    model: Axis
     world: Axis
     pp: Axis
     cp: Axis

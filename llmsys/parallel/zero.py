@@ -128,6 +128,19 @@ class Zero:
         """What an optimizer updates on this rank, of the parameters that `group_of` put into `group`."""
         return [flat.shard for flat in self._flats if flat.bucket.kind[0] == group]  # type: ignore[index]
 
+    def gradients(self) -> Iterator[tuple[str, Tensor]]:
+        """Each parameter's name and what this rank's shard has of its gradient, flat; after `reduce`."""
+        for flat in self._flats:
+            assert flat.shard.grad is not None
+            begin = self.owners.rank * flat.shard.numel()
+            for piece in flat.bucket.pieces:
+                first, end = (min(max(at - begin, 0), flat.shard.numel()) for at in (piece.start, piece.end))
+                yield piece.name, flat.shard.grad[first:end]
+
+    def holders(self, name: str) -> int:
+        """How many pipeline stages hold this parameter."""
+        return next((axis.size for flat, axis in self._shared if flat.bucket.pieces[0].name == name), 1)
+
     @contextmanager
     def accumulating(self) -> Iterator[None]:
         """A backward before the last one of a step: in stages 0 and 1 it sends nothing."""

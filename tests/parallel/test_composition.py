@@ -3,17 +3,15 @@
 import pytest
 import torch
 
-from llmsys import parallel
 from llmsys.models.llama import PLAN, Llama, LlamaConfig
-from llmsys.parallel import Mesh, tensor
-from llmsys.parallel.pipeline import Pipeline
-from llmsys.parallel.zero import Zero
+from llmsys.parallel import Mesh, connect, parallelize
 from tests.parallel.ranks import run
 
 TIED = LlamaConfig(
     vocab_size=32, dim=16, num_layers=5, num_heads=4, num_kv_heads=2, head_dim=4, hidden_dim=24, tied_head=True
 )
-STEPS, ROWS, LENGTH = 3, 8, 8
+STEPS, ROWS, LENGTH, MAX_NORM = 3, 8, 8, 0.05
+TOLERANCE = {"rtol": 0, "atol": 1e-10}
 
 
 def batches():
@@ -23,33 +21,35 @@ def batches():
 
 def alone():
     model = Llama(TIED, dtype=torch.float64)
-    adamw, losses = torch.optim.AdamW(model.parameters(), lr=1e-2), []
+    adamw, losses, norms = torch.optim.AdamW(model.parameters(), lr=1e-2), [], []
     for tokens, targets in batches():
-        loss = model.loss(tokens, targets)
-        loss.backward()
+        losses.append(model.loss(tokens, targets))
+        losses[-1].backward()
+        norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM))
         adamw.step()
         adamw.zero_grad()
-        losses.append(loss.item())
-    return losses, model.state_dict()
+    return torch.stack(losses).detach(), torch.stack(norms), model.state_dict()
 
 
-def in_parts(sizes, schedule, stage, micros, sequence_parallel):
-    mesh = parallel.connect(**sizes)
+def in_parts(sizes, schedule, zero, micros, sequence_parallel):
+    mesh = connect(**sizes)
     model = Llama(TIED, dtype=torch.float64)
-    pipeline = Pipeline(
-        model, PLAN["stages"], mesh.pp, schedule=schedule, chunks_per_stage=2 if "interleaved" in schedule else None
+    parallel = parallelize(
+        *(model, PLAN, mesh),
+        zero=zero,
+        schedule=schedule,
+        chunks_per_stage=2 if "interleaved" in schedule else None,
+        sequence_parallel=sequence_parallel,
+        bucket_bytes=2000,
     )
-    shards = tensor.apply(model, PLAN["tensor"], mesh.tp, sequence_parallel=sequence_parallel)
-    zero = Zero(model, mesh, stage=stage, bucket_bytes=2000, shared=pipeline.shared)
-    adamw, losses = torch.optim.AdamW(zero.shards(), lr=1e-2), []
+    adamw, losses, norms = torch.optim.AdamW(parallel.shards(), lr=1e-2), [], []
     for batch in batches():
         tokens, targets = batch.chunk(mesh.data.size, 1)[mesh.data.rank]
-        pairs = list(zip(tokens.chunk(micros), targets.chunk(micros), strict=True))
-        losses.append(pipeline.step(pairs, accumulating=zero.accumulating).item())
-        zero.reduce()
+        losses.append(parallel.backward(list(zip(tokens.chunk(micros), targets.chunk(micros), strict=True))))
+        norms.append(parallel.clip_grad_norm(MAX_NORM))
         adamw.step()
-        zero.gather()
-    return losses, model.state_dict(), shards
+        parallel.gather()
+    return torch.stack(losses), torch.stack(norms), model.state_dict(), parallel.cut
 
 
 # Sizes, schedule, ZeRO stage, microbatches, sequence parallel: every pair of what there is, and all of it on 8 ranks.
@@ -68,14 +68,14 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("sizes, schedule, stage, micros, sequence_parallel", CASES, ids=str)
-def test_equals_one_process(sizes, schedule, stage, micros, sequence_parallel):
-    losses, weights = alone()
-    found = run(Mesh(**sizes).size, in_parts, sizes, schedule, stage, micros, sequence_parallel)
-    mean = torch.tensor([each[0] for each in found], dtype=torch.float64).mean(0)
-    torch.testing.assert_close(mean, torch.tensor(losses, dtype=torch.float64), rtol=0, atol=1e-10)
-    for _, theirs, shards in found:
+@pytest.mark.parametrize("sizes, schedule, zero, micros, sequence_parallel", CASES, ids=str)
+def test_equals_one_process(sizes, schedule, zero, micros, sequence_parallel):
+    losses, norms, weights = alone()
+    found = run(Mesh(**sizes).size, in_parts, sizes, schedule, zero, micros, sequence_parallel)
+    torch.testing.assert_close(torch.stack([each[0] for each in found]).mean(0), losses, **TOLERANCE)
+    for _, their_norms, theirs, cut in found:
+        torch.testing.assert_close(their_norms, norms, **TOLERANCE)
         for name, weight in theirs.items():
-            expected = shards[name].of(weights[name]) if name in shards else weights[name]
-            torch.testing.assert_close(weight, expected, rtol=0, atol=1e-10, msg=lambda t, name=name: f"{name} {t}")
-    assert set().union(*(theirs for _, theirs, _ in found)) == weights.keys()
+            expected = cut[name].of(weights[name]) if name in cut else weights[name]
+            torch.testing.assert_close(weight, expected, **TOLERANCE, msg=lambda text, name=name: f"{name} {text}")
+    assert set().union(*(theirs for _, _, theirs, _ in found)) == weights.keys()

@@ -1,0 +1,75 @@
+"""A model for one process made into this rank's part of it: the one place that knows in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llmsys.parallel import tensor
+from llmsys.parallel.grad_norm import clip_grad_norm
+from llmsys.parallel.mesh import Mesh
+from llmsys.parallel.pipeline import Pipeline
+from llmsys.parallel.zero import BUCKET_BYTES, Zero
+
+
+class Parallel:
+    """What `parallelize` gives: this rank's part of a model, and the steps of its training.
+
+    optimizer = AdamW(parallel.shards())
+    loss = parallel.backward(microbatches)      # gradients: of the mean over all microbatches of all ranks
+    norm = parallel.clip_grad_norm(1.0)
+    optimizer.step()
+    parallel.gather()                           # every rank has what the others updated
+    """
+
+    def __init__(self, model: nn.Module, mesh: Mesh, pipeline: Pipeline, cut: Mapping[str, tensor.Shard], zero: Zero):
+        self.model, self.mesh, self.pipeline, self.cut, self.zero = model, mesh, pipeline, cut, zero
+        self.shards, self.gather = zero.shards, zero.gather
+
+    def backward(self, micros: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """Mean loss of this rank's microbatches (tokens, targets), which all ranks of pp and tp are given alike."""
+        loss = self.pipeline.step(micros, accumulating=self.zero.accumulating)
+        self.zero.reduce()
+        return loss
+
+    def clip_grad_norm(self, max_norm: float) -> Tensor:
+        """The norm of all gradients, which are scaled down where it is above `max_norm`."""
+        return clip_grad_norm(self.zero, self.mesh, self.cut, max_norm)
+
+
+def parallelize(
+    model: nn.Module,
+    plan: Mapping[str, Any],
+    mesh: Mesh,
+    *,
+    zero: int = 0,
+    schedule: str = "1f1b",
+    chunks_per_stage: int | None = None,
+    costs: Sequence[float] | None = None,
+    sequence_parallel: bool = False,
+    bucket_bytes: int = BUCKET_BYTES,
+    master_dtype: torch.dtype | None = None,
+    group_of: Callable[[str, nn.Parameter], Hashable] = lambda name, parameter: None,
+) -> Parallel:
+    """Keep of `model` what this rank holds, by `plan`, and hook in what it says to others.
+
+    plan       as beside each model: "tensor", patterns of modules and how each is cut; "stages", the name of its blocks
+
+    Errors     ValueError for a plan or a layout that does not fit the model, of the part that found it
+    """
+    pipeline = Pipeline(
+        *(model, plan["stages"], mesh.pp), schedule=schedule, chunks_per_stage=chunks_per_stage, costs=costs
+    )
+    cut = tensor.apply(model, plan["tensor"], mesh.tp, sequence_parallel=sequence_parallel)
+    flat = Zero(
+        *(model, mesh),
+        stage=zero,
+        bucket_bytes=bucket_bytes,
+        master_dtype=master_dtype,
+        group_of=group_of,
+        shared=pipeline.shared,
+    )
+    return Parallel(model, mesh, pipeline, cut, flat)

@@ -1,0 +1,47 @@
+"""The norm of all gradients of a model in parts: every element counted once, whoever holds it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from llmsys.parallel import collectives
+from llmsys.parallel.mesh import Mesh
+from llmsys.parallel.tensor import Shard
+from llmsys.parallel.zero import Zero
+
+
+def grad_norm(zero: Zero, mesh: Mesh, shards: Mapping[str, Shard]) -> Tensor:
+    """‖all gradients‖₂ after `zero.reduce()`, the same on every rank.
+
+    shards     what `tensor.apply` cut, by name; other parameters are whole on every rank of tp
+
+    Shapes     → (), float32, or float64 where gradients are
+    Traffic    a number on shard, and one on pp and tp
+    """
+    squares = []
+    for name, part in zero.gradients():
+        holders = (shards[name].copies if name in shards else mesh.tp.size) * zero.holders(name)
+        wide = torch.promote_types(part.dtype, torch.float32)
+        squares.append(torch.linalg.vector_norm(part, dtype=wide).square() / holders)
+    total = torch.stack(squares).sum()
+    return collectives.all_reduce(collectives.all_reduce(total, zero.owners), mesh.model).sqrt()
+
+
+def clip_grad_norm(zero: Zero, mesh: Mesh, shards: Mapping[str, Shard], max_norm: float) -> Tensor:
+    """`grad_norm`, to which all gradients are scaled down, in place, where it is above `max_norm`; as it was before.
+
+        gradients · min(1, max_norm / (norm + 1e-6))
+
+    Numerics   as `torch.nn.utils.clip_grad_norm_`: a norm that is not finite gives NaN
+    Errors     ValueError unless max_norm > 0
+    """
+    if not max_norm > 0:
+        raise ValueError(f"llmsys.parallel.clip_grad_norm: max_norm is {max_norm}, expected a number > 0")
+    norm = grad_norm(zero, mesh, shards)
+    scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+    for _, part in zero.gradients():
+        part.mul_(scale)
+    return norm
