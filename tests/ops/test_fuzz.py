@@ -183,6 +183,7 @@ OPTIONS: dict[str, dict] = {
         "sinks": flag,
         "block_size": any_of((0, 1, 3, 16, 64)),
         "int8": flag,
+        "uneven": flag,
         "full": flag,
     },
     "append_kv": {**ROPE, "block_size": any_of((0, 1, 3, 16)), "int8": flag},

@@ -82,14 +82,12 @@ def inputs(
     scales: tuple[Tensor | None, Tensor | None] = (None, None)
     if int8:
         (k, k_scale), (v, v_scale) = (quantise(x.float()) for x in (k, v))
-        wide = torch.promote_types(dtype, torch.float32)
-        scales = k_scale.to(wide), v_scale.to(wide)
-    if uneven:
-        for codes, units in ((k, scales[0]), (v, scales[1])):
-            assert units is not None
+        for codes, units in ((k, k_scale), (v, v_scale)) if uneven else ():
             units[:, ::7] *= 1e-6
             units[:, 1::7] *= -1
             codes[:, 2::7] = -128
+        wide = torch.promote_types(dtype, torch.float32)
+        scales = k_scale.to(wide), v_scale.to(wide)
     tensors = [
         None if tensor is None else tensor.where(counts.view(*counts.shape, *[1] * (tensor.dim() - 2)), _hidden(tensor))
         for tensor in (k, v, *scales)
@@ -112,8 +110,9 @@ def _hidden(like: Tensor) -> float:
 
 
 def _table(lengths: Tensor, blocks: int, block_size: int) -> Tensor:
-    """Blocks from the last one down, with one left over; −1 where none is needed."""
-    table = torch.arange(len(lengths) * blocks, 0, -1, dtype=torch.int32).view(len(lengths), blocks)
+    """Block 0, which counts, and then from the last but one down, the last is left over; −1 where none is needed."""
+    count = len(lengths) * blocks
+    table = (-torch.arange(count, dtype=torch.int32)).remainder(max(count, 1)).view(len(lengths), blocks)
     used = torch.arange(blocks) * block_size < lengths.unsqueeze(1)
     return table.where(used, -1)
 
