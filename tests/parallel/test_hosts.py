@@ -1,0 +1,212 @@
+"""Two hosts on one machine: sums within the rate of their link, three faults, nothing left however the tool ends."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from benchmarks.parallel import hosts as tool
+from benchmarks.parallel.hosts import Hosts, burst_bytes, why_not
+
+needs_hosts = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+RANKS = str(Path(__file__).with_name("hosts_ranks.py"))
+TIMEOUT_S, GRACE_S = 3, 2  # of a collective; between an agent's failure and the end of the others
+RATE = 200e6  # bits/s
+# Fault → what does it, the ranks that survive it, what each of them raises.
+FAULTS = {
+    "cut link": (lambda hosts: hosts.cut(1), {0, 1, 2, 3}, r"Timed out waiting 3000ms|Connection closed|reset by peer"),
+    "killed rank": (lambda hosts: hosts.signal_rank(3, signal.SIGKILL), {0, 1, 2}, r"Connection closed|reset by peer"),
+    "stopped rank": (
+        lambda hosts: hosts.signal_rank(3, signal.SIGSTOP),
+        {0, 1, 2},
+        r"Timed out waiting 3000ms|Connection closed|reset by peer",
+    ),
+}
+
+
+class Job:
+    """`hosts_ranks.py` under torchrun in each host, once all four ranks are ready."""
+
+    def __init__(self, hosts: Hosts, folder: Path, *options: str) -> None:
+        self.outputs = [folder / f"host{index}.txt" for index in range(hosts.num_hosts)]
+        for index, path in enumerate(self.outputs):
+            with path.open("a") as output:
+                hosts.run(index, [*TORCHRUN, RANKS, *options], output=output, OMP_NUM_THREADS="1")
+        until(lambda: len(self.said("ready")) == 4, 60, self.text)
+
+    def text(self) -> str:
+        return "".join(path.read_text() for path in self.outputs)
+
+    def said(self, word: str) -> dict[int, str]:
+        """Rank → the rest of its line with this word."""
+        return {int(rank): rest for rank, rest in re.findall(rf"rank (\d) {word}(.*)", self.text())}
+
+
+def until(condition, seconds, explain=lambda: ""):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"not within {seconds} s\n{explain()}"
+        time.sleep(0.02)
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def descendants(pid):
+    children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return children + [below for child in children for below in descendants(child)]
+
+
+@needs_hosts
+def test_a_job_over_a_shaped_link_that_falters(tmp_path):
+    end = tmp_path / "end"
+    with Hosts(2, rate_bits_per_s=RATE) as hosts:
+        job = Job(hosts, tmp_path, "--timeout-s", "30", "--until", str(end))
+        hosts.cut(1)
+        time.sleep(0.3)
+        hosts.restore(1)
+        end.touch()
+        assert hosts.wait(timeout_s=30) == [0, 0], job.text()
+    assert job.said("done").keys() == {0, 1, 2, 3}
+    for line in job.said("ready").values():
+        sent, seconds = re.fullmatch(r": (\d+) bytes in (.+) s", line).groups()
+        # However it is done, each host must hear of the other's numbers: as many bytes as are summed.
+        assert int(sent) <= RATE / 8 * float(seconds) + burst_bytes(RATE)
+
+
+@needs_hosts
+@pytest.mark.parametrize("fault", FAULTS)
+def test_fault(fault, tmp_path):
+    strike, survivors, message = FAULTS[fault]
+    with Hosts(2) as hosts:
+        job = Job(hosts, tmp_path, "--timeout-s", str(TIMEOUT_S))
+        pids = hosts.pids(0) + hosts.pids(1)
+        assert len(pids) >= 6  # two agents, four ranks
+        strike(hosts)
+        try:
+            statuses = hosts.wait(timeout_s=10, grace_s=GRACE_S)
+        except TimeoutError as error:
+            pytest.fail(f"{error}\n{job.text()}")
+        assert not any(map(alive, pids))
+    assert all(statuses), statuses
+    raised = job.said("raised")
+    assert raised.keys() == survivors, job.text()
+    for rank, text in raised.items():
+        assert re.search(message, text), (rank, text)
+
+
+@needs_hosts
+def test_an_agent_that_waits_for_the_others_is_ended():
+    """Ranks of host 0 return 0: its agent would wait 300 s for the other, whose rank has failed."""
+    command = [*TORCHRUN, "--no-python", "sh", "-c", "exit $GROUP_RANK"]
+    with Hosts(2) as hosts:
+        for index in range(2):
+            hosts.run(index, command, output=subprocess.DEVNULL)
+        assert hosts.wait(timeout_s=30, grace_s=0.5) == [-signal.SIGKILL, 1]
+
+
+@needs_hosts
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)
+def test_nothing_is_left_when_the_tool_is_killed(number):
+    command = [sys.executable, "-m", "benchmarks.parallel.hosts", "--rate", "1gbit", "--", "sleep", "1000"]
+    process = subprocess.Popen(command)
+
+    def commands():
+        return [pid for pid in descendants(process.pid) if Path(f"/proc/{pid}/comm").read_text() == "sleep\n"]
+
+    until(lambda: len(commands()) == 2, 10)
+    pids = descendants(process.pid)
+    bridge = next(pid for pid in pids if "bridge" in links(f"/proc/{pid}/ns/net"))
+    with open(f"/proc/{bridge}/ns/net") as namespace:  # held open here: a link in it ends when its other end does
+        here = f"/proc/{os.getpid()}/fd/{namespace.fileno()}"
+        assert "port0" in links(here) and "port1" in links(here)
+        process.send_signal(number)
+        assert process.wait() == -number
+        until(lambda: not any(map(alive, pids)), 5)
+        until(lambda: "port" not in links(here), 5)
+    with Hosts(2, rate_bits_per_s=1e9) as hosts:
+        hosts.run(0, ["true"])
+        hosts.run(1, ["false"])
+        assert hosts.wait(timeout_s=10) == [0, 1]
+
+
+def links(namespace):
+    show = ["nsenter", f"--net={namespace}", "ip", "-brief", "link"]
+    return subprocess.run(show, capture_output=True, text=True, check=True).stdout
+
+
+@needs_hosts
+def test_what_runs_too_long_or_is_left_behind_is_killed():
+    with Hosts(2) as hosts:
+        hosts.run(0, ["sh", "-c", "sleep 1000 &"])
+        hosts.run(1, ["sleep", "1000"])
+        until(lambda: len(hosts.pids(0)) == len(hosts.pids(1)) == 1, 5)
+        pids = hosts.pids(0) + hosts.pids(1)
+        with pytest.raises(TimeoutError, match=r"hosts \[1\] run after 0.2 s; killed"):
+            hosts.wait(timeout_s=0.2)
+        assert not any(map(alive, pids))
+
+
+@needs_hosts
+def test_command_line_gives_the_first_failure(capfd):
+    assert tool.main(["--hosts", "3", "--", "sh", "-c", "echo $PET_NODE_RANK/$PET_NNODES; exit $PET_NODE_RANK"]) == 1
+    assert sorted(capfd.readouterr().out.split()) == ["0/3", "1/3", "2/3"]
+    assert tool.main(["--hosts", "1", "--", "sh", "-c", "kill -9 $$"]) == 128 + signal.SIGKILL
+
+
+@needs_hosts
+def test_faults_of_the_command_line(capfd):
+    show = ["sh", "-c", "sleep 0.4; ip -brief link show eth0"]
+    assert tool.main(["--fault", "cut:1", "--after", "0.1", "--", *show]) == 0
+    assert capfd.readouterr().out.count("NO-CARRIER") == 1
+    sleep = ["sh", "-c", "RANK=$PET_NODE_RANK exec sleep 0.6"]
+    assert tool.main(["--fault", "kill:1", "--after", "0.2", "--", *sleep]) == 128 + signal.SIGKILL
+
+
+def test_reasons(monkeypatch):
+    reason = why_not.__wrapped__
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    if all(map(tool.shutil.which, tool.TOOLS)):
+        assert reason() == "network namespaces need root"
+    monkeypatch.setattr(tool.shutil, "which", lambda name: None if name == "tc" else name)
+    assert reason() == "tc not found: iproute2, util-linux and coreutils are needed"
+    monkeypatch.setattr(tool, "why_not", lambda: "no such luck")
+    with pytest.raises(RuntimeError, match="benchmarks.parallel.hosts: no such luck"), Hosts(2):
+        pass
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (partial(Hosts, 0), "num_hosts 0, expected 1 to 254"),
+        (partial(Hosts, 255), "num_hosts 255, expected 1 to 254"),
+        (partial(Hosts, 2, rate_bits_per_s=0), "rate_bits_per_s 0, expected over 0 or None"),
+    ],
+)
+def test_bad_arguments(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("option", [["--rate", "1 Gb/s"], ["--fault", "cut"]])
+def test_bad_command_line(option, capsys):
+    with pytest.raises(SystemExit):
+        tool.main([*option, "--", "true"])
+    assert f"'{option[1]}', expected" in capsys.readouterr().err
+
+
+@needs_hosts
+def test_a_rank_that_is_not_there():
+    with Hosts(1) as hosts, pytest.raises(ValueError, match="rank 5, expected one that runs"):
+        hosts.signal_rank(5, signal.SIGKILL)
