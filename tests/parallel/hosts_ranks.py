@@ -12,6 +12,18 @@ import torch.distributed as dist
 NUMEL, TIMES = 2**19, 3  # of the sums that are timed: 2 MiB each
 
 
+def join() -> None:
+    """The default group, with its own time-out of minutes: ranks start when the machine lets them.
+
+    Under its own names in the store of torchrun's agent, which outlives a restart: torch 2.13 gives the ranks of the
+    next attempt the addresses of the last one's, and Gloo finds nobody there.
+    """
+    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+    attempt = dist.PrefixStore(f"attempt {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    dist.init_process_group("gloo", store=attempt, rank=rank, world_size=world)
+
+
 def say(line: str) -> None:
     os.write(1, f"{line}\n".encode())  # at once: ranks share a file, and `print` may write the line's end apart
 
@@ -23,7 +35,7 @@ def main() -> None:
     options = parser.parse_args()
     # torchrun sends SIGTERM to a rank whose neighbour has failed. This one lets the collective end first: all report.
     signal.signal(signal.SIGTERM, lambda *_: None)
-    dist.init_process_group("gloo")  # its own time-out, minutes: ranks start when the machine lets them
+    join()
     rank, world = dist.get_rank(), dist.get_world_size()
     dist.barrier()
     group = dist.new_group(timeout=timedelta(seconds=options.timeout_s))

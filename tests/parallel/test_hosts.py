@@ -34,12 +34,16 @@ FAULTS = {
 class Job:
     """`hosts_ranks.py` under torchrun in each host, once all four ranks are ready."""
 
-    def __init__(self, hosts: Hosts, folder: Path, *options: str) -> None:
+    def __init__(self, hosts: Hosts, folder: Path, *options: str, max_restarts: int = 0) -> None:
         self.outputs = [folder / f"host{index}.txt" for index in range(hosts.num_hosts)]
         for index, path in enumerate(self.outputs):
             with path.open("a") as output:
-                hosts.run(index, [*TORCHRUN, RANKS, *options], output=output, OMP_NUM_THREADS="1")
-        until(lambda: len(self.said("ready")) == 4, 60, self.text)
+                command = [*TORCHRUN, f"--max-restarts={max_restarts}", RANKS, *options]
+                hosts.run(index, command, output=output, OMP_NUM_THREADS="1")
+        self.wait_until_ready()
+
+    def wait_until_ready(self, times: int = 1) -> None:
+        until(lambda: len(re.findall(r"rank \d ready", self.text())) == 4 * times, 60, self.text)
 
     def text(self) -> str:
         return "".join(path.read_text() for path in self.outputs)
@@ -69,10 +73,12 @@ def descendants(pid):
 
 
 @needs_hosts
-def test_a_job_over_a_shaped_link_that_falters(tmp_path):
+def test_a_job_restarts_and_outlives_a_link_that_falters(tmp_path):
     end = tmp_path / "end"
     with Hosts(2, rate_bits_per_s=RATE) as hosts:
-        job = Job(hosts, tmp_path, "--timeout-s", "30", "--until", str(end))
+        job = Job(hosts, tmp_path, "--timeout-s", "30", "--until", str(end), max_restarts=1)
+        hosts.signal_rank(3, signal.SIGKILL)
+        job.wait_until_ready(times=2)
         hosts.cut(1)
         time.sleep(0.3)
         hosts.restore(1)
