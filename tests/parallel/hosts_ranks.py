@@ -1,13 +1,15 @@
-"""One rank of tests/parallel/test_hosts.py: sums, whose time it prints, then more of them until it is stopped."""
+"""One rank of tests/parallel/test_hosts.py: sums, whose time it prints, then sums over each axis until stopped."""
 
 import argparse
 import os
 import signal
 import time
-from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+
+from llmsys.parallel import CollectiveError, connect, disconnect
+from llmsys.parallel.collectives import all_reduce
 
 NUMEL, TIMES = 2**19, 3  # of the sums that are timed: 2 MiB each
 
@@ -36,28 +38,28 @@ def main() -> None:
     # torchrun sends SIGTERM to a rank whose neighbour has failed. This one lets the collective end first: all report.
     signal.signal(signal.SIGTERM, lambda *_: None)
     join()
-    rank, world = dist.get_rank(), dist.get_world_size()
     dist.barrier()
-    group = dist.new_group(timeout=timedelta(seconds=options.timeout_s))
+    mesh = connect(timeout_s=options.timeout_s, dp=2, tp=2)  # tp within a host, dp from host to host
+    rank, total = mesh.rank, mesh.size * (mesh.size + 1) / 2
     try:
+        all_reduce(torch.zeros(1), mesh.world)  # makes its group
         start = time.perf_counter()  # before the barrier, so that no rank has sent anything yet
-        dist.barrier(group)
+        dist.barrier()
         for _ in range(TIMES):
-            x = torch.full((NUMEL,), float(rank + 1))
-            dist.all_reduce(x, group=group)
-            assert (x == world * (world + 1) / 2).all()
+            x = torch.full((NUMEL,), rank + 1.0)
+            assert (all_reduce(x, mesh.world) == total).all()
         seconds = time.perf_counter() - start
         say(f"rank {rank} ready: {TIMES * x.nbytes} bytes in {seconds} s")
         done = torch.zeros(1)
         while not done:
             done.fill_(options.until is not None and os.path.exists(options.until))
-            dist.all_reduce(done, group=group)
+            all_reduce(all_reduce(done, mesh.tp), mesh.dp)
             time.sleep(0.01)
-    except RuntimeError as error:
-        say(f"rank {rank} raised: {' '.join(str(error).split())}")
+    except CollectiveError as error:
+        say(f"rank {rank} raised: {error}")
         raise
     say(f"rank {rank} done")
-    dist.destroy_process_group()
+    disconnect()
 
 
 if __name__ == "__main__":

@@ -16,18 +16,17 @@ from benchmarks.parallel.hosts import Hosts, burst_bytes, why_not
 
 needs_hosts = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-RANKS = str(Path(__file__).with_name("hosts_ranks.py"))
+RANKS = Path(__file__).with_name("hosts_ranks.py")
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(RANKS.parents[2])}
 TIMEOUT_S, GRACE_S = 3, 2  # of a collective; between an agent's failure and the end of the others
 RATE = 200e6  # bits/s
-# Fault → what does it, the ranks that survive it, what each of them raises.
+CLOSED = r"Connection closed by peer|Connection reset by peer"
+LATE = rf"Timed out waiting {TIMEOUT_S}000ms|{CLOSED}"  # the first to be late closes its connections
+# Fault → what does it, the ranks that survive it, why each of them raises, on which axis one of them must.
 FAULTS = {
-    "cut link": (lambda hosts: hosts.cut(1), {0, 1, 2, 3}, r"Timed out waiting 3000ms|Connection closed|reset by peer"),
-    "killed rank": (lambda hosts: hosts.signal_rank(3, signal.SIGKILL), {0, 1, 2}, r"Connection closed|reset by peer"),
-    "stopped rank": (
-        lambda hosts: hosts.signal_rank(3, signal.SIGSTOP),
-        {0, 1, 2},
-        r"Timed out waiting 3000ms|Connection closed|reset by peer",
-    ),
+    "cut link": (lambda hosts: hosts.cut(1), {0, 1, 2, 3}, LATE, "dp"),
+    "killed rank": (lambda hosts: hosts.signal_rank(3, signal.SIGKILL), {0, 1, 2}, CLOSED, ""),
+    "stopped rank": (lambda hosts: hosts.signal_rank(3, signal.SIGSTOP), {0, 1, 2}, LATE, ""),
 }
 
 
@@ -38,12 +37,15 @@ class Job:
         self.outputs = [folder / f"host{index}.txt" for index in range(hosts.num_hosts)]
         for index, path in enumerate(self.outputs):
             with path.open("a") as output:
-                command = [*TORCHRUN, f"--max-restarts={max_restarts}", RANKS, *options]
-                hosts.run(index, command, output=output, OMP_NUM_THREADS="1")
+                command = [*TORCHRUN, f"--max-restarts={max_restarts}", str(RANKS), *options]
+                hosts.run(index, command, output=output, **ENVIRONMENT)
         self.wait_until_ready()
 
     def wait_until_ready(self, times: int = 1) -> None:
-        until(lambda: len(re.findall(r"rank \d ready", self.text())) == 4 * times, 60, self.text)
+        until(lambda: len(re.findall(r"rank \d ready", self.text())) == 4 * times, 60, self.text, self.failed)
+
+    def failed(self) -> bool:
+        return "ChildFailedError" in self.text()
 
     def text(self) -> str:
         return "".join(path.read_text() for path in self.outputs)
@@ -53,22 +55,27 @@ class Job:
         return {int(rank): rest for rank, rest in re.findall(rf"rank (\d) {word}(.*)", self.text())}
 
 
-def until(condition, seconds, explain=lambda: ""):
+def until(condition, seconds, explain=lambda: "", hopeless=lambda: False):
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, f"not within {seconds} s\n{explain()}"
+        assert time.monotonic() < end and not hopeless(), f"not within {seconds} s\n{explain()}"
         time.sleep(0.02)
 
 
-def alive(pid):
+def read(path):
+    """What is there, or nothing where the process has ended."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return Path(path).read_text()
     except OSError:
-        return False
+        return ""
+
+
+def alive(pid):
+    return read(f"/proc/{pid}/stat").rpartition(")")[2].split()[:1] not in ([], ["Z"])
 
 
 def descendants(pid):
-    children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    children = [int(child) for child in read(f"/proc/{pid}/task/{pid}/children").split()]
     return children + [below for child in children for below in descendants(child)]
 
 
@@ -94,7 +101,7 @@ def test_a_job_restarts_and_outlives_a_link_that_falters(tmp_path):
 @needs_hosts
 @pytest.mark.parametrize("fault", FAULTS)
 def test_fault(fault, tmp_path):
-    strike, survivors, message = FAULTS[fault]
+    strike, survivors, reason, axis = FAULTS[fault]
     with Hosts(2) as hosts:
         job = Job(hosts, tmp_path, "--timeout-s", str(TIMEOUT_S))
         pids = hosts.pids(0) + hosts.pids(1)
@@ -108,8 +115,16 @@ def test_fault(fault, tmp_path):
     assert all(statuses), statuses
     raised = job.said("raised")
     assert raised.keys() == survivors, job.text()
+    axes = {"tp": {0: "0, 1", 1: "0, 1", 2: "2, 3", 3: "2, 3"}, "dp": {0: "0, 2", 1: "1, 3", 2: "0, 2", 3: "1, 3"}}
+    named = (
+        r": llmsys\.parallel\.all_reduce: rank (\d) on axis (tp|dp) \(ranks (.+?)\), called at .+hosts_ranks\.py:\d+"
+    )
     for rank, text in raised.items():
-        assert re.search(message, text), (rank, text)
+        found = re.match(named, text)
+        assert found, text
+        assert int(found[1]) == rank and found[3] == axes[found[2]][rank]
+        assert re.search(reason, text), text
+    assert any(f"axis {axis}" in text for text in raised.values()), raised
 
 
 @needs_hosts
@@ -126,21 +141,20 @@ def test_an_agent_that_waits_for_the_others_is_ended():
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)
 def test_nothing_is_left_when_the_tool_is_killed(number):
     command = [sys.executable, "-m", "benchmarks.parallel.hosts", "--rate", "1gbit", "--", "sleep", "1000"]
-    process = subprocess.Popen(command)
-
-    def commands():
-        return [pid for pid in descendants(process.pid) if Path(f"/proc/{pid}/comm").read_text() == "sleep\n"]
-
-    until(lambda: len(commands()) == 2, 10)
-    pids = descendants(process.pid)
-    bridge = next(pid for pid in pids if "bridge" in links(f"/proc/{pid}/ns/net"))
-    with open(f"/proc/{bridge}/ns/net") as namespace:  # held open here: a link in it ends when its other end does
-        here = f"/proc/{os.getpid()}/fd/{namespace.fileno()}"
-        assert "port0" in links(here) and "port1" in links(here)
-        process.send_signal(number)
-        assert process.wait() == -number
-        until(lambda: not any(map(alive, pids)), 5)
-        until(lambda: "port" not in links(here), 5)
+    with subprocess.Popen(command) as process:
+        try:
+            until(lambda: [read(f"/proc/{pid}/comm") for pid in descendants(process.pid)].count("sleep\n") == 2, 20)
+            pids = descendants(process.pid)
+            bridge = next(pid for pid in pids if "bridge" in links(f"/proc/{pid}/ns/net"))
+            namespace = os.open(f"/proc/{bridge}/ns/net", os.O_RDONLY)  # a link in it ends when its other end does
+            here = f"/proc/{os.getpid()}/fd/{namespace}"
+            assert "port0" in links(here) and "port1" in links(here)
+        finally:
+            process.send_signal(number)
+    assert process.returncode == -number
+    until(lambda: not any(map(alive, pids)), 5)
+    until(lambda: "port" not in links(here), 5)
+    os.close(namespace)
     with Hosts(2, rate_bits_per_s=1e9) as hosts:
         hosts.run(0, ["true"])
         hosts.run(1, ["false"])
