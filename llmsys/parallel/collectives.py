@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -272,6 +273,6 @@ def _named(name: str, axis: Axis, place: str = "") -> Iterator[None]:
 def _call_site() -> str:
     """Where the code outside this folder is that asked."""
     frame = sys._getframe()
-    while frame.f_back is not None and (frame.f_code.co_filename.startswith(HERE) or "contextlib" in str(frame.f_code)):
+    while frame.f_back is not None and frame.f_code.co_filename.startswith((HERE, contextlib.__file__)):
         frame = frame.f_back
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
