@@ -53,10 +53,10 @@ class Pipeline:
         if schedule not in whole:
             raise ValueError(f"llmsys.parallel.Pipeline: schedule {schedule!r}, expected one of {', '.join(whole)}")
         self.model, self.axis, self.schedule = model, axis, schedule
-        self.chunks_per_stage = SCHEDULES[schedule].chunks_per_stage or chunks_per_stage
-        orders(schedule, axis.size, 1, chunks_per_stage)  # says what is wrong with chunks_per_stage
-        assert self.chunks_per_stage is not None
-        self.num_chunks = axis.size * self.chunks_per_stage
+        self.chunks_per_stage = chunks_per_stage
+        self.num_chunks = 1 + max(
+            action.chunk for row in orders(schedule, axis.size, 1, chunks_per_stage) for action in row
+        )
         self.stages = [SCHEDULES[schedule].stage_of(chunk, axis.size) for chunk in range(self.num_chunks)]
         every = list(model.get_submodule(blocks))
         runs = balanced([1.0] * len(every) if costs is None else costs, self.num_chunks)
@@ -94,7 +94,7 @@ class Pipeline:
 
         Gradients are added to what is there. Every backward but this stage's last one runs under `accumulating()`.
         """
-        actions = orders(self.schedule, self.axis.size, len(micros), self._free_chunks())[self.axis.rank]
+        actions = orders(self.schedule, self.axis.size, len(micros), self.chunks_per_stage)[self.axis.rank]
         backwards = sum(action.kind == "B" for action in actions)
         inputs: dict[Action, Tensor] = {}
         outputs: dict[Action, Tensor] = {}
@@ -126,9 +126,6 @@ class Pipeline:
             pending.wait()
         self._sending.clear()
         return self._mean(losses, micros)
-
-    def _free_chunks(self) -> int | None:
-        return None if SCHEDULES[self.schedule].chunks_per_stage else self.chunks_per_stage
 
     def _mean(self, losses: list[Tensor], micros: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         mean = torch.stack(losses).double().mean() if losses else torch.zeros((), dtype=torch.float64)

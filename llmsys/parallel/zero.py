@@ -101,7 +101,6 @@ class Zero:
         self._shared.sort(key=lambda pair: pair[0].bucket.pieces[0].name)
         self._accumulating = False
         self._backward = -1  # the number that autograd gives the one that is going on
-        self._next = 0  # bucket to reduce
         for flat in self._flats:
             for index, parameter in enumerate(flat.parameters):
                 parameter.register_post_accumulate_grad_hook(partial(self._found, flat, index))
@@ -165,7 +164,7 @@ class Zero:
             mine = self._mine(flat.whole)
             if flat.shard.data_ptr() != mine.data_ptr():
                 mine.copy_(flat.shard.data)
-            pending.append(collectives.start_all_gather(mine.clone() if self.owners.size > 1 else mine, self.owners))
+            pending.append(collectives.start_all_gather(mine, self.owners))
         for flat, work in zip(self._flats, pending, strict=True):
             if self.owners.size > 1:
                 flat.whole.copy_(work.wait())
@@ -177,10 +176,9 @@ class Zero:
     # ---- during backward ----
 
     def _begin(self) -> None:
-        """Ready for a backward: gradients accumulate where they are to be reduced."""
-        self._next = 0
+        """Gradients accumulate where they are to be reduced."""
+        self._await()
         for flat in self._flats:
-            flat.missing = set(range(len(flat.parameters)))
             for piece, parameter in zip(flat.bucket.pieces, flat.parameters, strict=True):
                 if flat.gradients is not None:
                     parameter.grad = flat.gradients[piece.start : piece.end].view(piece.shape)
@@ -201,7 +199,11 @@ class Zero:
         if not self._accumulating:
             while self._next < len(self._flats):
                 self._start(self._flats[self._next])
-        self._next = 0
+        self._await()
+
+    def _await(self) -> None:
+        """Ready for a backward, which has found nothing yet."""
+        self._next = 0  # bucket to reduce
         for flat in self._flats:
             flat.missing = set(range(len(flat.parameters)))
 
