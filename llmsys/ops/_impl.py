@@ -22,6 +22,8 @@ class Impl:
     without what only a backward needs. `why_slower(*args)`, where there is one, is None or one short reason to leave
     the call to an implementation further down the list; one that is forced runs all the same. `backward_once`, where
     there is one, is `backward` for when nobody reads what was saved after it: it may write over what `forward` made.
+    `backward_in_parts`, where there is one, gives what `backward` does in two, and makes but once what both need: the
+    results without the gradients of weights that can wait, and a function that gives the results with those alone.
     """
 
     name: str
@@ -32,6 +34,7 @@ class Impl:
     infer: Callable | None = None
     why_slower: Callable[..., str | None] | None = None
     backward_once: Callable | None = None
+    backward_in_parts: Callable | None = None
 
     def reason(self, device: str, args: tuple) -> str | None:
         """Why this cannot run on `args`, which are on `device`; None when it can."""

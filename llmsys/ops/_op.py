@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from operator import itemgetter
+from operator import itemgetter, or_
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ import torch
 from llmsys import env
 from llmsys.ops._impl import Explanation, Impl, first_tensor, triton
 from llmsys.ops._schema import Schema
+from llmsys.ops.deferred import Later, active as _deferring
 
 __all__ = [
     "Explanation",
@@ -76,6 +77,8 @@ class Op:
         implementations: list[Impl],
         # {"residual": "dx"}: dx is residual's gradient as well; {"residual": "dy"}: it is what arrives at y
         shared_gradients: dict[str, str] | None = None,
+        # The weights whose gradients can wait (llmsys.ops.deferred); tensors alone come before them in the schemas
+        deferrable: tuple[str, ...] = (),
     ) -> None:
         self.name = name
         self.implementations = {implementation.name: implementation for implementation in implementations}
@@ -88,6 +91,7 @@ class Op:
         self._tensors = [i for i, argument in enumerate(arguments) if argument.type in ("Tensor", "Tensor?")]
         self._starts_with_tensor = arguments[0].type == "Tensor"
         self.differentiable: list[int] = []  # the arguments that get a gradient
+        self.deferrable = [self.forward_schema.names.index(name) for name in deferrable]
         _ops[name] = self
         self._define_node()
         if self.backward_schema:
@@ -158,7 +162,10 @@ class Op:
                     f"llmsys.{self.name}: out= given while a gradient is recorded, expected none; "
                     "use torch.no_grad() or tensors without requires_grad"
                 )
-            return self._record(self, implementation, *args)
+            put_off = None
+            if self.deferrable and (later := _deferring()) is not None:
+                args, put_off = self._put_off(later, args)
+            return self._record(self, implementation, put_off, *args)
         if implementation.infer is not None:
             return implementation.infer(*args, out=out)
         return self._public(implementation.forward(*args, out=out))
@@ -221,7 +228,12 @@ class Op:
     def _backward(self, ctx: Any, grads: tuple, run: Callable, needed: tuple[bool, ...]) -> tuple:
         if all(grad is None for grad in grads):
             return (None,) * len(self._gradient_of)
-        saved, args = ctx.saved_tensors, []
+        results = run(*self._arguments(ctx, ctx.saved_tensors, grads, needed))
+        return self._gradients(results, grads, needed)
+
+    def _arguments(self, ctx: Any, saved: tuple, grads: tuple, needed: tuple[bool, ...]) -> list:
+        """Those of the implementation's backward."""
+        args = []
         for kind, i in self._backward_plan:
             if kind == "saved":
                 args.append(saved[i])
@@ -234,11 +246,41 @@ class Op:
                 args.append(torch.zeros(shape, dtype=dtype, device=device))
             else:
                 args.append(None if grads[i] is None else grads[i].resolve_neg())
-        results = run(*args)
+        return args
+
+    def _gradients(self, results: Any, grads: tuple, needed: tuple[bool, ...]) -> tuple:
+        """Of each argument of the forward, where it is needed."""
         results = (*results, *grads) if isinstance(results, (tuple, list)) else (results, *grads)
         return tuple(
             results[i] if i is not None and need else None for i, need in zip(self._gradient_of, needed, strict=True)
         )
+
+    def _put_off(self, later: Later, args: tuple) -> tuple[tuple, tuple[Later, dict[int, Any]] | None]:
+        """The arguments with weights that can wait cut out of the graph, and those weights by index."""
+        leaves = {i: args[i] for i in self.deferrable if args[i].requires_grad}
+        others = [args[i] for i in self._tensors if i not in leaves and args[i] is not None]
+        alone = not any(tensor.requires_grad for tensor in others)  # nothing would call for the backward
+        if alone or not leaves or not all(leaf.is_leaf for leaf in leaves.values()):
+            return args, None
+        return tuple(arg.detach() if i in leaves else arg for i, arg in enumerate(args)), (later, leaves)
+
+    def _backward_in_parts(self, ctx: Any, grads: tuple, implementation: Impl, needed: tuple[bool, ...]) -> tuple:
+        """The gradients of what is in the graph; those of the weights cut out of it are put off."""
+        if all(grad is None for grad in grads):
+            return (None,) * len(needed)
+        (later, leaves), saved = ctx.put_off, ctx.saved_tensors
+        late = tuple(i in leaves for i in range(len(needed)))
+        if implementation.backward_in_parts is None:
+            results = implementation.backward(*self._arguments(ctx, saved, grads, needed))  # type: ignore[misc]
+            args = self._arguments(ctx, saved, grads, late)
+            finish = lambda: implementation.backward(*args)  # type: ignore[misc] # noqa: E731
+        else:
+            both = tuple(map(or_, needed, late))
+            results, finish = implementation.backward_in_parts(*self._arguments(ctx, saved, grads, both))
+        later.put_off(
+            tuple(leaves.values()), lambda: [g for g in self._gradients(finish(), grads, late) if g is not None]
+        )
+        return self._gradients(results, grads, needed)
 
     # ---- torch.library node ----
 
@@ -307,10 +349,10 @@ class _Function(torch.autograd.Function):
     """Eager autograd of every op, through a subclass of the op's name."""
 
     @staticmethod
-    def forward(ctx: Any, op: Op, implementation: Impl, *args: Any) -> Any:
+    def forward(ctx: Any, op: Op, implementation: Impl, put_off: Any, *args: Any) -> Any:
         results = implementation.forward(*args)
         op._save(ctx, args, results)
-        ctx.op, ctx.implementation = op, implementation
+        ctx.op, ctx.implementation, ctx.put_off = op, implementation, put_off
         return op._public(results)
 
     @staticmethod
@@ -318,10 +360,12 @@ class _Function(torch.autograd.Function):
         op = ctx.op
         # create_graph=True: only the reference's formula can itself be differentiated.
         implementation = op.implementations["reference"] if torch.is_grad_enabled() else ctx.implementation
+        if ctx.put_off is not None:
+            return None, None, None, *op._backward_in_parts(ctx, grads, implementation, ctx.needs_input_grad[3:])
         run = implementation.backward
         if implementation.backward_once is not None and not _keeps_graph():
             run = implementation.backward_once
-        return None, None, *op._backward(ctx, grads, run, ctx.needs_input_grad[2:])
+        return None, None, None, *op._backward(ctx, grads, run, ctx.needs_input_grad[3:])
 
 
 def _picker(indices: list[int]) -> Callable[[tuple], tuple]:

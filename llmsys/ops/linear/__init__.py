@@ -21,6 +21,7 @@ OP = Op(
         Impl("reference", reference.forward, reference.backward),
     ],
     shared_gradients={"residual": "dy"},
+    deferrable=("weight",),
 )
 
 

@@ -22,6 +22,7 @@ OP = Op(
         fused.implementation("torch", torch_matmul),
         Impl("reference", reference.forward, reference.backward),
     ],
+    deferrable=("gate_weight", "up_weight", "down_weight"),
 )
 
 

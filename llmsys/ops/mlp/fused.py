@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -56,7 +57,7 @@ def implementation(name: str, matmul: Matmul, **when: Any) -> Impl:
         h = glu.select(gate, up, *options).forward(gate, up, *options, out=gate)
         return project(h, down_weight, out)
 
-    def backward(
+    def backward_in_parts(
         dy: Tensor,
         x: Tensor,
         gate_weight: Tensor,
@@ -69,26 +70,35 @@ def implementation(name: str, matmul: Matmul, **when: Any) -> Impl:
         needs_dgate_weight: bool,
         needs_dup_weight: bool,
         needs_ddown_weight: bool,
+        *,
         out: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(dx, dgate_weight, dup_weight, ddown_weight), without elements where not needed."""
+    ) -> tuple[tuple[Tensor, ...], Callable[[], tuple[Tensor, ...]]]:
+        """(dx and nothing else), and what gives (nothing, dgate_weight, dup_weight, ddown_weight)."""
         glu, options = GLUS[activation]
         kernels = glu.select(gate, up, *options)
         dy, rows_of_x = rows(dy), rows(x)
-        dx = dgate_weight = dup_weight = ddown_weight = x.new_empty(0)
-        if needs_ddown_weight:
-            ddown_weight = matmul(dy.T, rows(kernels.forward(gate, up, *options)))
+        dx = dgate = dup = nothing = x.new_empty(0)
         if needs_dx or needs_dgate_weight or needs_dup_weight:
             assert kernels.backward is not None
             dh = matmul(dy, down_weight).view(gate.shape)
             dgate, dup = map(rows, kernels.backward(dh, gate, up, *options))
-            if needs_dgate_weight:
-                dgate_weight = matmul(dgate.T, rows_of_x)
-            if needs_dup_weight:
-                dup_weight = matmul(dup.T, rows_of_x)
-            if needs_dx:
-                flat = matmul(dgate, gate_weight, None if out is None else out.view(rows_of_x.shape))
-                dx = matmul(dup, up_weight, flat, add=True).view(x.shape)
-        return dx, dgate_weight, dup_weight, ddown_weight
+        if needs_dx:
+            flat = matmul(dgate, gate_weight, None if out is None else out.view(rows_of_x.shape))
+            dx = matmul(dup, up_weight, flat, add=True).view(x.shape)
 
-    return Impl(name, forward, backward, infer=infer, **when)
+        def weights() -> tuple[Tensor, ...]:
+            dgate_weight = matmul(dgate.T, rows_of_x) if needs_dgate_weight else nothing
+            dup_weight = matmul(dup.T, rows_of_x) if needs_dup_weight else nothing
+            if not needs_ddown_weight:
+                return nothing, dgate_weight, dup_weight, nothing
+            h = rows(kernels.forward(gate, up, *options))
+            return nothing, dgate_weight, dup_weight, matmul(dy.T, h)
+
+        return (dx, nothing, nothing, nothing), weights
+
+    def backward(*args: Any, out: Tensor | None = None) -> tuple[Tensor, ...]:
+        """(dx, dgate_weight, dup_weight, ddown_weight), without elements where not needed."""
+        (dx, *_), weights = backward_in_parts(*args, out=out)
+        return dx, *weights()[1:]
+
+    return Impl(name, forward, backward, infer=infer, backward_in_parts=backward_in_parts, **when)
