@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from llmsys import env
+from llmsys.ops._function import Function
 from llmsys.ops._impl import Explanation, Impl, first_tensor, triton
 from llmsys.ops._schema import Schema
 from llmsys.ops.deferred import Later, active as _deferring
@@ -47,7 +48,6 @@ _from_environment = env.forced_implementations()
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 _is_compiling, _is_recording = torch.compiler.is_compiling, torch.is_grad_enabled
 _in_functorch = torch._C._are_functorch_transforms_active  # as torch.autograd.Function.apply asks it
-_keeps_graph = torch._C._autograd._get_current_graph_task_keep_graph  # retain_graph=True of the backward under way
 _EXPLAIN = env.explain_choices()
 
 
@@ -207,7 +207,7 @@ class Op:
         self._gradient_of = [received.get(shared_gradients.get(name, f"d{name}")) for name in forward.names]
         self.differentiable = [i for i, gradient in enumerate(self._gradient_of) if gradient is not None]
         # Past Function.apply's own wrapper, a third of its cost: that is for functorch, which __call__ has ruled out.
-        function = type(self.name, (_Function,), {})
+        function = type(self.name, (Function,), {})
         self._record = super(torch.autograd.Function, function).apply  # type: ignore[misc]
         torch.library.register_autograd(
             f"llmsys::{self.name}",
@@ -343,29 +343,6 @@ def _tensors(args: Iterable[Any]) -> list[torch.Tensor]:
         elif isinstance(arg, list):
             found += arg
     return found
-
-
-class _Function(torch.autograd.Function):
-    """Eager autograd of every op, through a subclass of the op's name."""
-
-    @staticmethod
-    def forward(ctx: Any, op: Op, implementation: Impl, put_off: Any, *args: Any) -> Any:
-        results = implementation.forward(*args)
-        op._save(ctx, args, results)
-        ctx.op, ctx.implementation, ctx.put_off = op, implementation, put_off
-        return op._public(results)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple:
-        op = ctx.op
-        # create_graph=True: only the reference's formula can itself be differentiated.
-        implementation = op.implementations["reference"] if torch.is_grad_enabled() else ctx.implementation
-        if ctx.put_off is not None:
-            return None, None, None, *op._backward_in_parts(ctx, grads, implementation, ctx.needs_input_grad[3:])
-        run = implementation.backward
-        if implementation.backward_once is not None and not _keeps_graph():
-            run = implementation.backward_once
-        return None, None, None, *op._backward(ctx, grads, run, ctx.needs_input_grad[3:])
 
 
 def _picker(indices: list[int]) -> Callable[[tuple], tuple]:

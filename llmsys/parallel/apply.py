@@ -31,7 +31,7 @@ class Parallel:
 
     def backward(self, micros: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         """Mean loss of this rank's microbatches (tokens, targets), which all ranks of pp and tp are given alike."""
-        loss = self.pipeline.step(micros, accumulating=self.zero.accumulating)
+        loss = self.pipeline.step(micros, accumulating=self.zero.accumulating, holding=self.zero.accumulating)
         self.zero.reduce()
         return loss
 

@@ -171,6 +171,22 @@ def start_receive(out: Tensor, axis: Axis, source: int, tag: int = 0) -> Pending
     return Pending(f"receive from rank {axis.ranks[source]}", axis, work, lambda: out)
 
 
+def sum_with(x: Tensor, axis: Axis, other: int) -> Tensor:
+    """In place of `x`, its sum with that of the rank `other` of the axis, which must ask for the same.
+
+    Traffic    x on the axis
+    """
+    theirs = torch.empty_like(x)
+    if axis.rank < other:  # sends may wait for their receivers
+        sending = start_send(x.clone(), axis, other)
+        start_receive(theirs, axis, other).wait()
+    else:
+        start_receive(theirs, axis, other).wait()
+        sending = start_send(x.clone(), axis, other)
+    sending.wait()
+    return x.add_(theirs)
+
+
 # ---- with gradients ----
 
 

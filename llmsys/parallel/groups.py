@@ -8,17 +8,18 @@ import torch.distributed as dist
 
 from llmsys.parallel.mesh import Axis
 
-_groups: dict[tuple[int, ...], dist.ProcessGroup] = {}
+_groups: dict[tuple[tuple[int, ...], str], dist.ProcessGroup] = {}
 _timeout_s = 600.0
 
 
 def group_of(axis: Axis) -> dist.ProcessGroup:
     """The group of these ranks, which must all come here at the same point of their programs."""
-    if axis.ranks not in _groups:
-        _groups[axis.ranks] = dist.new_group(
+    key = axis.ranks, axis.channel
+    if key not in _groups:
+        _groups[key] = dist.new_group(
             list(axis.ranks), timeout=timedelta(seconds=_timeout_s), use_local_synchronization=True
         )
-    return _groups[axis.ranks]
+    return _groups[key]
 
 
 def forget(timeout_s: float) -> None:

@@ -33,6 +33,7 @@ class Axis:
     name: str
     ranks: tuple[int, ...]  # of the job, in order
     rank: int  # this one's place among them
+    channel: str = ""  # one that is not "" has a group of its own
 
     @property
     def size(self) -> int:

@@ -193,7 +193,7 @@ def _row_linear(module: Any, first: bool, x: Tensor) -> Tensor:
 def _sum_gradients(parameter: nn.Parameter, axis: Axis) -> None:
     """Each backward adds what all ranks of the axis found."""
     if parameter.requires_grad:
-        parameter.register_hook(lambda grad: collectives.all_reduce(grad.clone(), axis))
+        parameter.register_hook(lambda grad: None if grad is None else collectives.all_reduce(grad.clone(), axis))
 
 
 def _sharing(axis: Axis, copies: int) -> Axis:

@@ -53,8 +53,8 @@ class Zero:
     only in the backward before `reduce`: the others run under `accumulating()`. Stage 2 reduces in each backward and
     keeps its part of the sum.
 
-    shared     parameters that pipeline stages hold copies of, by name, and the axis of those stages: their gradients
-               are summed over it by `reduce`, once
+    shared     parameters that another pipeline stage holds too, by name, and that stage: their gradients are summed
+               with its ones by `reduce`, once
 
     Shapes     of any model; frozen parameters stay as they are, tied ones are one
     Numerics   gradients are summed in their own dtype, divided by the size of mesh.data before; a master is kept where
@@ -73,7 +73,7 @@ class Zero:
         bucket_bytes: int = BUCKET_BYTES,
         master_dtype: torch.dtype | None = None,
         group_of: Callable[[str, nn.Parameter], Hashable] = lambda name, parameter: None,
-        shared: Mapping[str, Axis] | None = None,
+        shared: Mapping[str, int] | None = None,
     ):
         if stage not in (0, 1, 2):
             raise ValueError(f"llmsys.parallel.Zero: stage={stage}, expected 0, 1 or 2")
@@ -138,7 +138,7 @@ class Zero:
 
     def holders(self, name: str) -> int:
         """How many pipeline stages hold this parameter."""
-        return next((axis.size for flat, axis in self._shared if flat.bucket.pieces[0].name == name), 1)
+        return 1 + any(flat.bucket.pieces[0].name == name for flat, _ in self._shared)
 
     @contextmanager
     def accumulating(self) -> Iterator[None]:
@@ -153,9 +153,9 @@ class Zero:
         """Wait for the mean of the gradients, which is then in `.grad` of the shards."""
         for flat in self._flats:
             self._finish(flat)
-        for flat, axis in self._shared:
+        for flat, stage in self._shared:
             assert flat.shard.grad is not None
-            collectives.all_reduce(flat.shard.grad, axis)
+            collectives.sum_with(flat.shard.grad, self.mesh.pp, stage)
 
     def gather(self) -> None:
         """After the optimizer's step: every rank gets what the others updated, and gradients begin at zero."""

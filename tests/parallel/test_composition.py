@@ -65,6 +65,9 @@ CASES = [
     ({"tp": 2, "dp": 4, "shard": 2}, "1f1b", 2, 2, True),
     ({"pp": 2, "tp": 2, "dp": 2}, "1f1b", 2, 4, True),
     ({"pp": 2, "tp": 2, "dp": 2}, "interleaved_1f1b", 1, 2, True),
+    ({"pp": 2, "dp": 2}, "zb_v", 2, 4, False),
+    ({"pp": 2, "tp": 2, "dp": 2}, "zb_h1", 1, 4, True),
+    ({"pp": 4, "tp": 2}, "zb_h2", 0, 4, True),
 ]
 
 

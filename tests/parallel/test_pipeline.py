@@ -37,8 +37,8 @@ def staged(shape, sizes, schedule, chunks_per_stage, count):
     pipeline = Pipeline(model, PLAN["stages"], mesh.pp, schedule=schedule, chunks_per_stage=chunks_per_stage)
     with parallel.counted() as sent:
         loss = pipeline.step(microbatches(count))
-    for name, axis in sorted(pipeline.shared.items()):
-        collectives.all_reduce(model.get_parameter(name).grad, axis)
+    for name, stage in sorted(pipeline.shared.items()):
+        collectives.sum_with(model.get_parameter(name).grad, mesh.pp, stage)
     return loss.item(), {name: p.grad for name, p in model.named_parameters()}, dict(sent)
 
 
@@ -47,6 +47,8 @@ CASES = [
     *itertools.product([SEPARATE], [{"pp": 2}], ["interleaved_1f1b", "breadth_first"], [2], [5]),
     (SEPARATE, {"pp": 2, "dp": 2}, "1f1b", None, 3),
     (TIED, {"dp": 2}, "interleaved_1f1b", 3, 2),
+    *itertools.product([TIED], [{"pp": 2}, {"pp": 4}], ["zb_h1", "zb_h2"], [None], [1, 6]),
+    *itertools.product([TIED], [{"pp": 2}], ["zb_v"], [None], [1, 6]),
 ]
 
 
@@ -79,7 +81,7 @@ def test_traffic(schedule, chunks, passages):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"schedule": "zb_h1"}, "schedule 'zb_h1', expected one of gpipe, breadth_first, 1f1b, interleaved_1f1b"),
+        ({"schedule": "zb_h3"}, "schedule 'zb_h3', expected one of gpipe, breadth_first, 1f1b, interleaved_1f1b"),
         ({"schedule": "interleaved_1f1b"}, "chunks_per_stage=None for interleaved_1f1b, expected at least 1"),
         ({"schedule": "interleaved_1f1b", "chunks_per_stage": 3}, "5 blocks for 6 stages, expected 1 to 5"),
     ],
