@@ -30,6 +30,7 @@ PLAN = {
         "*.down": "row",
     },
     "stages": "blocks",
+    "recompute": ["*.attention"],  # where it is selective: what attention keeps is cheaper to make again than an MLP's
 }
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llmsys import memory
 from llmsys.parallel import tensor
 from llmsys.parallel.grad_norm import clip_grad_norm
 from llmsys.parallel.mesh import Mesh
@@ -50,13 +51,16 @@ def parallelize(
     chunks_per_stage: int | None = None,
     costs: Sequence[float] | None = None,
     sequence_parallel: bool = False,
+    recompute: str = "none",
     bucket_bytes: int = BUCKET_BYTES,
     master_dtype: torch.dtype | None = None,
     group_of: Callable[[str, nn.Parameter], Hashable] = lambda name, parameter: None,
 ) -> Parallel:
     """Keep of `model` what this rank holds, by `plan`, and hook in what it says to others.
 
-    plan       as beside each model: "tensor", patterns of modules and how each is cut; "stages", the name of its blocks
+    plan       as beside each model: "tensor", patterns of modules and how each is cut; "stages", the name of its
+               blocks; "recompute", patterns of modules
+    recompute  what backward computes again: "none", "selective" (what the plan says) or "full" (each block)
 
     Errors     ValueError for a plan or a layout that does not fit the model, of the part that found it
     """
@@ -64,6 +68,10 @@ def parallelize(
         *(model, plan["stages"], mesh.pp), schedule=schedule, chunks_per_stage=chunks_per_stage, costs=costs
     )
     cut = tensor.apply(model, plan["tensor"], mesh.tp, sequence_parallel=sequence_parallel)
+    patterns = {"none": [], "selective": plan.get("recompute", []), "full": pipeline.names}
+    if recompute not in patterns:
+        raise ValueError(f"llmsys.parallel.parallelize: recompute={recompute!r}, expected one of {', '.join(patterns)}")
+    memory.recompute(model, patterns[recompute])
     flat = Zero(
         *(model, mesh),
         stage=zero,

@@ -45,6 +45,7 @@ class Pipeline:
 
     blocks     the name of the model's list of blocks
     costs      of the blocks in order, in any unit: runs are cut so that the largest is least; alike by default
+    names      after this: of the blocks that this stage holds
     shared     after this: parameters that another stage holds too, by name, and that stage: the gradients of the two
                must be summed, once all microbatches and data parallel ranks are
 
@@ -77,6 +78,7 @@ class Pipeline:
         own = {chunk: runs[chunk] for chunk in range(self.num_chunks) if self.stages[chunk] == axis.rank}
         self.blocks: dict[int, list[nn.Module]] = {chunk: [every[i] for i in run] for chunk, run in own.items()}
         setattr(model, blocks, nn.ModuleDict({str(i): every[i] for run in own.values() for i in run}))
+        self.names = [f"{blocks}.{i}" for run in own.values() for i in run]
         self.shared = self._keep_ends(0 in own, self.num_chunks - 1 in own)
         if self.split:
             _let_weights_wait(model)
