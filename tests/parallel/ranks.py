@@ -1,4 +1,8 @@
-"""A function run by several processes that are a job over Gloo, for tests."""
+"""A function run by several processes that are a job over Gloo, for tests.
+
+The processes wait for the next case, so that one costs the time to connect them, not to start them and import torch.
+Every case has a default group and groups of its own. One that fails ends the processes it ran on.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +13,20 @@ import tempfile
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-# One process imports torch and llmsys, and the ranks are forks of it: they start in milliseconds.
+from llmsys.parallel import disconnect
+
+TIMEOUT_S = 300.0  # from one rank's answer to the next
+
+# One process imports what tests import, and the ranks are forks of it: they start in milliseconds.
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["torch", "torch.distributed", "llmsys", "llmsys.parallel"])
+_context.set_forkserver_preload(["pytest", "torch", "torch.distributed", "llmsys", "llmsys.parallel", "llmsys.models"])
+_waiting: list[tuple[BaseProcess, Connection]] = []
 
 
 def run(size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
@@ -24,46 +34,61 @@ def run(size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
 
     Errors     AssertionError with the traceback of the first rank that raises; the others are ended
     """
+    while len(_waiting) < size:
+        _waiting.append(_start())
+    ranks = _waiting[:size]
     with tempfile.TemporaryDirectory() as folder:
-        pipes, processes = [], []
-        for rank in range(size):
-            ours, theirs = _context.Pipe(duplex=False)
-            process = _context.Process(target=_rank, args=(theirs, folder, rank, size, function, args), daemon=True)
-            process.start()
-            theirs.close()
-            pipes.append(ours)
-            processes.append(process)
         try:
-            return _results(pipes)
-        finally:
-            for process in processes:
+            for rank, (_, pipe) in enumerate(ranks):
+                pipe.send_bytes(pickle.dumps((folder, rank, size, function, args)))
+            return _answers([pipe for _, pipe in ranks])
+        except BaseException:
+            del _waiting[:size]
+            for process, pipe in ranks:
                 process.kill()
                 process.join()
+                pipe.close()
+            raise
 
 
-def _results(pipes: list[Connection]) -> list[Any]:
-    results: dict[int, Any] = {}
-    while len(results) < len(pipes):
-        for pipe in wait([pipe for rank, pipe in enumerate(pipes) if rank not in results], timeout=300):
-            rank = pipes.index(pipe)  # type: ignore[arg-type]
+def _start() -> tuple[BaseProcess, Connection]:
+    ours, theirs = _context.Pipe()
+    process = _context.Process(target=_serve, args=(theirs,), daemon=True)
+    process.start()
+    theirs.close()
+    return process, ours
+
+
+def _answers(pipes: list[Connection]) -> list[Any]:
+    answers: dict[Connection, Any] = {}
+    while missing := [pipe for pipe in pipes if pipe not in answers]:
+        ready = wait(missing, TIMEOUT_S)
+        assert ready, f"ranks {', '.join(str(pipes.index(pipe)) for pipe in missing)}: no answer in {TIMEOUT_S:.0f} s"
+        for pipe in ready:
+            assert isinstance(pipe, Connection)
             try:
-                failure, results[rank] = pickle.loads(pipes[rank].recv_bytes())
+                failure, answers[pipe] = pickle.loads(pipe.recv_bytes())
             except EOFError:
                 failure = "the process ended without a word"
-            assert failure is None, f"rank {rank}:\n{failure}"
-    return [results[rank] for rank in range(len(pipes))]
+            assert failure is None, f"rank {pipes.index(pipe)}:\n{failure}"
+    return [answers[pipe] for pipe in pipes]
 
 
-def _rank(pipe: Connection, folder: str, rank: int, size: int, function: Callable[..., Any], args: tuple) -> None:
+def _serve(pipe: Connection) -> None:
+    """Run case after case until nobody asks any more."""
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    try:
-        dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
-        outcome = None, function(*args)
-    except BaseException:
-        outcome = traceback.format_exc(), None  # type: ignore[assignment]
-    pipe.send_bytes(pickle.dumps(outcome))  # by value: not the handles to shared memory that `send` makes of tensors
-    pipe.close()
-    if outcome[0] is None:
-        dist.barrier()  # others may still need this rank
-    os._exit(0)
+    while True:
+        try:
+            call = pipe.recv_bytes()
+        except EOFError:
+            os._exit(0)
+        try:
+            disconnect()  # from the last case, which all of its ranks have ended
+            folder, rank, size, function, args = pickle.loads(call)
+            dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
+            # By value: not the handles to shared memory that `send` makes of tensors.
+            answer = pickle.dumps((None, function(*args)))
+        except BaseException:
+            answer = pickle.dumps((traceback.format_exc(), None))
+        pipe.send_bytes(answer)
