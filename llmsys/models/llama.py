@@ -4,18 +4,15 @@ Legend of name suffixes: B batch, T tokens, D model, H heads, K head dim, V voca
 Source     Touvron et al. 2023, arXiv:2302.13971, section 2.2; grouped queries: Ainslie et al. 2023, arXiv:2305.13245
 """
 
-import hashlib
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import cast
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llmsys.models.decoder import Decoder, check_sizes
 from llmsys.nn import MLP, RMSNorm
-from llmsys.ops import attention, linear_cross_entropy, rope_qk, rope_tables
+from llmsys.ops import attention, rope_qk, rope_tables
 
 PLAN = {
     "tensor": {
@@ -51,10 +48,7 @@ class LlamaConfig:
     tied_head: bool = False
 
     def __post_init__(self):
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.type in (int, float) and not value > 0:
-                raise ValueError(f"llmsys.models.LlamaConfig: {field.name}={value}, expected a number above 0")
+        check_sizes(self, fields(self))
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"llmsys.models.LlamaConfig: num_heads={self.num_heads} with num_kv_heads={self.num_kv_heads}, "
@@ -143,92 +137,26 @@ class Block(nn.Module):
         return x_BTD + self.mlp(normed)
 
 
-class Llama(nn.Module):
-    """The whole model. Its weights depend on `seed` and their names alone, whatever the device or the dtype.
+class Llama(Decoder):
+    """The whole model."""
 
-    On the meta device (`with torch.device("meta")`) it holds shapes only; `to_empty` and `initialise` fill it.
-    """
+    config: LlamaConfig
 
-    unembed = staticmethod(F.linear)
-    cross_entropy = staticmethod(linear_cross_entropy)
-
-    def __init__(
-        self,
-        config: LlamaConfig,
-        *,
-        seed: int = 0,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype = torch.float32,
-    ):
-        super().__init__()
-        self.config = config
-        device = torch.get_default_device() if device is None else torch.device(device)
-        with torch.device("meta"):
-            self.embedding = nn.Embedding(config.vocab_size, config.dim)
-            self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
-            self.norm = RMSNorm(config.dim, config.norm_eps)
-            self.head = None if config.tied_head else nn.Linear(config.dim, config.vocab_size, bias=False)
-        self.to(dtype)
-        if device.type != "meta":
-            self.to_empty(device=device).initialise(seed)
-
-    def forward(self, tokens_BT: Tensor) -> Tensor:
-        """Logits (B, T, V) of the token after each of `tokens_BT`, integers in [0, V)."""
-        return self.unembed(self.hidden(tokens_BT), self.head_weight)
-
-    @property
-    def head_weight(self) -> Tensor:
-        """(V, D), of the embedding where the head is tied to it."""
-        return self.embedding.weight if self.head is None else self.head.weight
-
-    def hidden(self, tokens_BT: Tensor) -> Tensor:
-        """What the head multiplies, (B, T, D)."""
-        return self.norm(self.run(self.enter(tokens_BT), self.blocks, tokens_BT.shape[-1]))
-
-    def loss(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        """Mean cross entropy in nats, in float32; targets of -100 do not count. No logits are kept."""
-        return self.leave(self.run(self.enter(tokens_BT), self.blocks, tokens_BT.shape[-1]), targets_BT)
+    def build(self, config: LlamaConfig) -> None:
+        self.embedding = nn.Embedding(config.vocab_size, config.dim)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.norm = RMSNorm(config.dim, config.norm_eps)
+        self.head = None if config.tied_head else nn.Linear(config.dim, config.vocab_size, bias=False)
 
     def ends(self) -> tuple[list[str], list[str]]:
-        """The children that `enter` and `leave` use; a pipeline's stages in between have neither."""
         return ["embedding"], ["norm", "embedding" if self.head is None else "head"]
 
     def enter(self, tokens_BT: Tensor) -> Tensor:
-        """What the first block is given, (B, T, D)."""
-        if tokens_BT.shape[-1] > self.config.max_sequence_length:
-            raise ValueError(
-                f"llmsys.models.Llama: a sequence of {tokens_BT.shape[-1]} tokens, expected at most "
-                f"max_sequence_length={self.config.max_sequence_length}"
-            )
+        self.check_length(tokens_BT)
         return self.embedding(tokens_BT)
 
     def run(self, x_BTD: Tensor, blocks: Iterable[nn.Module], sequence_length: int) -> Tensor:
-        """`x_BTD` through some of the blocks."""
         cos, sin = rope_tables(sequence_length, self.config.head_dim, base=self.config.rope_theta, device=x_BTD.device)
         for block in blocks:
             x_BTD = block(x_BTD, cos, sin)
         return x_BTD
-
-    def leave(self, x_BTD: Tensor, targets_BT: Tensor) -> Tensor:
-        """The loss, of what the last block gives."""
-        return self.cross_entropy(self.norm(x_BTD), self.head_weight, targets_BT)
-
-    @torch.no_grad()
-    def initialise(self, seed: int) -> None:
-        """Fill every weight from (seed, name): normal of deviation 0.02, over √(2·num_layers) before a residual sum.
-
-        Source     Radford et al. 2019 (GPT-2), section 2.3
-        """
-        for name, weight in self.named_parameters():
-            if weight.dim() == 1:
-                weight.fill_(1.0)
-                continue
-            generator = torch.Generator().manual_seed(_seed_of(seed, name))
-            std = 0.02
-            if name.endswith(("wo.weight", "down.weight")):
-                std /= math.sqrt(2 * self.config.num_layers)
-            weight.copy_(torch.empty(weight.shape).normal_(0.0, std, generator=generator))
-
-
-def _seed_of(seed: int, name: str) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "little", signed=True)

@@ -5,7 +5,7 @@ from llmsys.nn.dropout import Dropout
 from llmsys.nn.embedding import Embedding
 from llmsys.nn.group_norm import GroupNorm
 from llmsys.nn.layer_norm import LayerNorm
-from llmsys.nn.linear import Linear
+from llmsys.nn.linear import FusedLinear, Linear
 from llmsys.nn.lora_linear import LoRALinear
 from llmsys.nn.losses import CrossEntropyLoss
 from llmsys.nn.mlp import MLP
@@ -19,6 +19,7 @@ __all__ = [
     "CrossEntropyLoss",
     "Dropout",
     "Embedding",
+    "FusedLinear",
     "GroupNorm",
     "LayerNorm",
     "Linear",

@@ -231,19 +231,23 @@ def scatter_out(x: Tensor, axis: Axis, dim: int) -> Tensor:
 
 def split(x: Tensor, axis: Axis, dim: int) -> Tensor:
     """This rank's part along `dim` of `x`, the same on all ranks; dx is every rank's part of dy."""
-    return _Function.apply(
-        x, lambda x: _parts("split", x, axis, dim)[axis.rank].contiguous(), lambda dy: all_gather(dy, axis, dim)
-    )
+    return _Function.apply(x, lambda x: own_part(x, axis, dim).contiguous(), lambda dy: all_gather(dy, axis, dim))
 
 
 def join(x: Tensor, axis: Axis, dim: int) -> Tensor:
     """Every rank's part along `dim`, into what all ranks compute alike; dx is this part of dy."""
-    return _Function.apply(
-        x, lambda x: all_gather(x, axis, dim), lambda dy: _parts("join", dy, axis, dim)[axis.rank].contiguous()
-    )
+    return _Function.apply(x, lambda x: all_gather(x, axis, dim), lambda dy: own_part(dy, axis, dim).contiguous())
 
 
 # ---- parts ----
+
+
+def own_part(x: Tensor, axis: Axis, dim: int) -> Tensor:
+    """This rank's part along `dim`, a view; nothing is said to others, backward neither.
+
+    Errors     ValueError if `dim` has no N equal parts
+    """
+    return _parts("own_part", x, axis, dim)[axis.rank]
 
 
 def _parts(name: str, x: Tensor, axis: Axis, dim: int) -> tuple[Tensor, ...]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from math import prod
 
 import torch
 from torch import Tensor
@@ -22,12 +23,25 @@ def grad_norm(zero: Zero, mesh: Mesh, shards: Mapping[str, Shard]) -> Tensor:
     Traffic    a number on shard, and one on pp and tp
     """
     squares = []
-    for name, part in zero.gradients():
-        holders = (shards[name].copies if name in shards else mesh.tp.size) * zero.holders(name)
+    for piece, start, part in zero.gradients():
         wide = torch.promote_types(part.dtype, torch.float32)
-        squares.append(torch.linalg.vector_norm(part, dtype=wide).square() / holders)
+        shard = shards.get(piece.name)
+        for holders, run in [(mesh.tp.size, part)] if shard is None else _runs(shard, piece.shape, start, part):
+            square = torch.linalg.vector_norm(run, dtype=wide).square()
+            squares.append(square / (holders * zero.holders(piece.name)))
     total = torch.stack(squares).sum()
     return collectives.all_reduce(collectives.all_reduce(total, zero.owners), mesh.model).sqrt()
+
+
+def _runs(shard: Shard, shape: tuple[int, ...], start: int, part: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """`part`, elements from `start` on of what `shard` is of a weight, in runs; how many ranks hold each."""
+    if len({copies for _, _, copies in shard.slices}) == 1:
+        yield shard.slices[0].copies, part
+        return
+    row, end = prod(shape[1:]), -start  # it is outputs, dimension 0, that several ranks hold some of
+    for _, length, copies in shard.slices:
+        first, end = end, end + length * row
+        yield copies, part[max(first, 0) : max(end, 0)]
 
 
 def clip_grad_norm(zero: Zero, mesh: Mesh, shards: Mapping[str, Shard], max_norm: float) -> Tensor:
@@ -42,6 +56,6 @@ def clip_grad_norm(zero: Zero, mesh: Mesh, shards: Mapping[str, Shard], max_norm
         raise ValueError(f"llmsys.parallel.clip_grad_norm: max_norm is {max_norm}, expected a number > 0")
     norm = grad_norm(zero, mesh, shards)
     scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
-    for _, part in zero.gradients():
+    for _, _, part in zero.gradients():
         part.mul_(scale)
     return norm

@@ -2,10 +2,13 @@
 
 A plan names modules by pattern and says how each is cut:
 
-    column   a linear layer, by its outputs
-    heads    the same by whole heads, of the parent's `head_dim`; heads that are fewer than ranks are held by several
-    row      a linear layer, by its inputs
-    vocab    an embedding, or the head that follows the last layer, by tokens of the vocabulary
+    column    a linear layer, by its outputs
+    heads     the same by whole heads, of the parent's `head_dim`; heads that are fewer than ranks are held by several
+    row       a linear layer, by its inputs; by whole heads beside one that is cut so
+    vocab     an embedding, or the head that follows the last layer, by tokens of the vocabulary
+    sequence  not at all: each rank keeps its part of the sequence, in (…, T, D), of what it gives
+
+A layer that has `sizes` is several in one, such as queries, keys and values: each of them is cut for itself.
 
 A module that has children of both kinds, column or heads and row, is a region: what enters it is whole on every rank,
 what its last product leaves is summed. Between regions all ranks hold the same, or, with sequence parallelism, each a
@@ -15,11 +18,11 @@ Source     Shoeybi et al. 2019, arXiv:1909.08053, section 3; with sequences: Kor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -30,22 +33,39 @@ from llmsys.ops.cross_entropy.sharded import Parts
 from llmsys.parallel import collectives
 from llmsys.parallel.mesh import Axis
 
-STYLES = ("column", "heads", "row", "vocab")
+STYLES = ("column", "heads", "row", "vocab", "sequence")
 TOKENS = 1  # the dimension of a sequence in (B, T, D)
+
+
+class Slice(NamedTuple):
+    """[start, start + length) of a dimension, which `copies` ranks hold."""
+
+    start: int
+    length: int
+    copies: int = 1
 
 
 @dataclass(frozen=True)
 class Shard:
-    """[start, start + length) of dimension `dim` of a weight, whose size there is `whole`; `copies` ranks hold it."""
+    """What a rank holds of a weight: slices, one after another, of dimension `dim`, whose size there is `whole`."""
 
     dim: int
-    start: int
-    length: int
     whole: int
-    copies: int = 1
+    slices: tuple[Slice, ...]
 
-    def of(self, x: Tensor) -> Tensor:
-        return x.narrow(self.dim, self.start, self.length)
+    def of(self, x: Any) -> Tensor:
+        """That part of the whole `x`: of a tensor, or of what is indexed like one, as a weight in a file is."""
+        return torch.cat(self.slices_of(x), self.dim) if len(self.slices) > 1 else self.slices_of(x)[0]
+
+    def slices_of(self, x: Any) -> list[Tensor]:
+        """As views, where x is a tensor."""
+        before = (slice(None),) * self.dim
+        places = [(*before, slice(start, start + length)) for start, length, _ in self.slices]
+        return [x[place] for place in places]
+
+    def whole_shape(self, part: torch.Size) -> tuple[int, ...]:
+        """Of the weight that `part` is the shape of this part of."""
+        return (*part[: self.dim], self.whole, *part[self.dim + 1 :])
 
 
 def apply(
@@ -61,30 +81,30 @@ def apply(
     if axis.size == 1:
         return {}
     styles = _matched(model, plan)
+    regions = _regions(model, styles)
     shards: dict[str, Shard] = {}
     for name, style in styles.items():
         module = model.get_submodule(name)
+        unit = _unit(model, styles, name)
+        found: dict[str, Shard] = {}
         for kind, parameter in list(module.named_parameters(recurse=False)):
-            shard = _shard(f"{name}.{kind}", style, module, _parent(model, name), parameter, axis)
+            shard = _shard(f"{name}.{kind}", style, module, unit, parameter, axis)
             if shard is not None:
-                shards[f"{name}.{kind}"] = shard
-                module.register_parameter(kind, nn.Parameter(shard.of(parameter.data).clone(), parameter.requires_grad))
-        if style == "row" and getattr(module, "bias", None) is not None:
-            _set_forward(module, partial(_row_linear, module, axis.rank == 0))
-        if style == "vocab" and isinstance(module, nn.Embedding):
-            start = shards[f"{name}.weight"].start
-            _set_forward(module, partial(_embedding, module, start, axis, sequence_parallel))
-    regions = _regions(model, styles)
+                found[kind] = shard
+                part = shard.of(parameter.data).clone(memory_format=torch.contiguous_format)
+                module.register_parameter(kind, nn.Parameter(part, parameter.requires_grad))
+        shards |= {f"{name}.{kind}": shard for kind, shard in found.items()}
+        _adapt(module, style, found, axis, sequence_parallel)
     for region in regions:
         _enclose(model.get_submodule(region), axis, sequence_parallel)
     if "vocab" in styles.values():
         _replace_head(model, axis, sequence_parallel)
     for name, parameter in model.named_parameters():
         inside = any(name.startswith(f"{region}.") for region in regions)
-        if name not in shards and (inside or sequence_parallel):
+        if name in shards:
+            _sum_copies(parameter, shards[name], axis)
+        elif inside or sequence_parallel:
             _sum_gradients(parameter, axis)
-        elif name in shards and shards[name].copies > 1:
-            _sum_gradients(parameter, _sharing(axis, shards[name].copies))
     return shards
 
 
@@ -117,15 +137,11 @@ def _none_attributes(module: nn.Module) -> list[str]:
     return [name for name, value in vars(module).items() if value is None and not name.startswith("_")]
 
 
-def _parent(model: nn.Module, name: str) -> nn.Module:
-    return model.get_submodule(name.rpartition(".")[0])
-
-
 def _regions(model: nn.Module, styles: Mapping[str, str]) -> list[str]:
     """Names of the modules that have cut inputs and outputs among their children."""
     kinds: dict[str, set[str]] = {}
     for name, style in styles.items():
-        if style != "vocab":
+        if style not in ("vocab", "sequence"):
             kinds.setdefault(name.rpartition(".")[0], set()).add("row" if style == "row" else "column")
     for parent, found in kinds.items():
         if len(found) == 1:
@@ -137,25 +153,59 @@ def _regions(model: nn.Module, styles: Mapping[str, str]) -> list[str]:
     return list(kinds)
 
 
-def _shard(name: str, style: str, module: nn.Module, parent: nn.Module, parameter: Tensor, axis: Axis) -> Shard | None:
-    """None for what stays whole: the bias of a row."""
-    if style == "row" and parameter.dim() == 1:
+def _unit(model: nn.Module, styles: Mapping[str, str], name: str) -> int:
+    """How many inputs or outputs of a layer stay together."""
+    parent = name.rpartition(".")[0]
+    beside = {style for other, style in styles.items() if other.rpartition(".")[0] == parent}
+    by_heads = styles[name] == "heads" or (styles[name] == "row" and "heads" in beside)
+    return int(model.get_submodule(parent).head_dim) if by_heads else 1  # type: ignore[arg-type]
+
+
+def _shard(name: str, style: str, module: Any, unit: int, parameter: Tensor, axis: Axis) -> Shard | None:
+    """None for what stays whole: the bias of a row, and a module whose output is cut."""
+    if style == "sequence" or (style == "row" and parameter.dim() == 1):
         return None
-    dim, unit, noun = (1, 1, "inputs") if style == "row" else (0, 1, "tokens" if style == "vocab" else "outputs")
-    if style == "heads":
-        unit, noun = int(parent.head_dim), "heads"  # type: ignore[arg-type]
+    dim = 1 if style == "row" else 0
     whole = parameter.shape[dim]
-    units = whole // unit
-    if style == "heads" and axis.size % units == 0:
+    sizes = getattr(module, "sizes", (whole,)) if style in ("column", "heads") else (whole,)
+    noun = "heads" if unit > 1 else {"row": "inputs", "vocab": "tokens"}.get(style, "outputs")
+    slices, start = [], 0
+    for index, size in enumerate(sizes):
+        slice_ = _slice(start, size, unit, style == "heads", axis)
+        if slice_ is None:
+            which = f"part {index} of sizes {sizes}" if len(sizes) > 1 else f"of shape {tuple(parameter.shape)}"
+            raise ValueError(
+                f"llmsys.parallel.tensor: {name} {which} has {size // unit} {noun}, expected a multiple of the "
+                f"{axis.size} ranks of {axis}"
+            )
+        slices.append(slice_)
+        start += size
+    return Shard(dim, whole, tuple(slices))
+
+
+def _slice(start: int, size: int, unit: int, copied: bool, axis: Axis) -> Slice | None:
+    """This rank's part of [start, start + size), whole units of it; None if there are no equal parts."""
+    units = size // unit
+    if size % unit or not units:
+        return None
+    if copied and axis.size % units == 0:
         copies = axis.size // units
-        return Shard(dim, axis.rank // copies * unit, unit, whole, copies)
-    if whole % unit or units % axis.size:
-        raise ValueError(
-            f"llmsys.parallel.tensor: {name} of shape {tuple(parameter.shape)} has {units} {noun}, expected a multiple "
-            f"of the {axis.size} ranks of {axis}"
-        )
+        return Slice(start + axis.rank // copies * unit, unit, copies)
     length = units // axis.size * unit
-    return Shard(dim, axis.rank * length, length, whole)
+    return None if units % axis.size else Slice(start + axis.rank * length, length)
+
+
+def _adapt(module: Any, style: str, shards: Mapping[str, Shard], axis: Axis, sequence_parallel: bool) -> None:
+    """What a module that is cut does otherwise."""
+    if style in ("column", "heads") and hasattr(module, "sizes"):
+        module.sizes = tuple(length for _, length, _ in shards["weight"].slices)
+    if style == "row" and getattr(module, "bias", None) is not None:
+        module.forward = partial(_row_linear, module, axis.rank == 0)
+    embeds = style == "vocab" and isinstance(module, nn.Embedding)
+    if embeds:
+        module.forward = partial(_embedding, module, shards["weight"].slices[0].start, axis, sequence_parallel)
+    if style == "sequence" and sequence_parallel:
+        module.register_forward_hook(lambda module, args, y: collectives.own_part(y, axis, y.dim() - 2))
 
 
 # ---- regions ----
@@ -181,19 +231,34 @@ def _leave(y: Tensor, axis: Axis, sequence_parallel: bool) -> Tensor:
     return collectives.scatter_out(y, axis, TOKENS) if sequence_parallel else collectives.reduce_out(y, axis)
 
 
-def _set_forward(module: Any, forward: Callable[[Tensor], Tensor]) -> None:
-    module.forward = forward
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Every product with a parameter here."""
+    return F.linear(x, weight, bias)
 
 
 def _row_linear(module: Any, first: bool, x: Tensor) -> Tensor:
     """The bias, of which every rank has all, is added by the first one alone."""
-    return F.linear(x, module.weight, module.bias if first else module.bias * 0)
+    return _product(x, module.weight, module.bias if first else module.bias * 0)
 
 
 def _sum_gradients(parameter: nn.Parameter, axis: Axis) -> None:
     """Each backward adds what all ranks of the axis found."""
     if parameter.requires_grad:
         parameter.register_hook(lambda grad: None if grad is None else collectives.all_reduce(grad.clone(), axis))
+
+
+def _sum_copies(parameter: nn.Parameter, shard: Shard, axis: Axis) -> None:
+    """Each backward adds what the ranks that hold the same found, of the slices that several hold."""
+
+    def summed(grad: Tensor) -> Tensor:
+        grad = grad.clone(memory_format=torch.contiguous_format)
+        for part, (_, _, copies) in zip(grad.split([each.length for each in shard.slices]), shard.slices, strict=True):
+            if copies > 1:
+                collectives.all_reduce(part, _sharing(axis, copies))
+        return grad
+
+    if parameter.requires_grad and any(copies > 1 for _, _, copies in shard.slices):
+        parameter.register_hook(summed)
 
 
 def _sharing(axis: Axis, copies: int) -> Axis:
@@ -225,7 +290,7 @@ def _replace_head(model: Any, axis: Axis, sequence_parallel: bool) -> None:
 
 
 def _logits(axis: Axis, sequence_parallel: bool, hidden: Tensor, weight: Tensor) -> Tensor:
-    return collectives.join(F.linear(_enter(hidden, axis, sequence_parallel), weight), axis, hidden.dim() - 1)
+    return collectives.join(_product(_enter(hidden, axis, sequence_parallel), weight), axis, hidden.dim() - 1)
 
 
 def _loss(
@@ -235,7 +300,7 @@ def _loss(
 
     Traffic    three numbers a token on the axis, besides what enters
     """
-    logits = F.linear(_enter(hidden, axis, sequence_parallel), weight)
+    logits = _product(_enter(hidden, axis, sequence_parallel), weight)
     parts = cross_entropy_parts(logits, targets, axis.rank * weight.shape[0], ignore_index=ignore_index)
     highest = collectives.all_reduce(parts.max.clone(), axis, "max")
     total = collectives.reduce_out(parts.sum * torch.exp(parts.max - highest), axis)

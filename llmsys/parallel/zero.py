@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from llmsys.parallel import collectives
-from llmsys.parallel.buckets import Bucket, buckets_of
+from llmsys.parallel.buckets import Bucket, Piece, buckets_of
 from llmsys.parallel.collectives import Pending
 from llmsys.parallel.mesh import Axis, Mesh
 
@@ -127,14 +127,14 @@ class Zero:
         """What an optimizer updates on this rank, of the parameters that `group_of` put into `group`."""
         return [flat.shard for flat in self._flats if flat.bucket.kind[0] == group]  # type: ignore[index]
 
-    def gradients(self) -> Iterator[tuple[str, Tensor]]:
-        """Each parameter's name and what this rank's shard has of its gradient, flat; after `reduce`."""
+    def gradients(self) -> Iterator[tuple[Piece, int, Tensor]]:
+        """Of each parameter, from which element on this rank's shard has its gradient, and that; after `reduce`."""
         for flat in self._flats:
             assert flat.shard.grad is not None
             begin = self.owners.rank * flat.shard.numel()
             for piece in flat.bucket.pieces:
                 first, end = (min(max(at - begin, 0), flat.shard.numel()) for at in (piece.start, piece.end))
-                yield piece.name, flat.shard.grad[first:end]
+                yield piece, begin + first - piece.start, flat.shard.grad[first:end]
 
     def holders(self, name: str) -> int:
         """How many pipeline stages hold this parameter."""

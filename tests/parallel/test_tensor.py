@@ -1,4 +1,4 @@
-"""Tensor and sequence parallelism: a Llama in parts has the loss, logits and gradients of the whole one."""
+"""Tensor and sequence parallelism: a model in parts has the loss, logits and gradients of the whole one."""
 
 import itertools
 
@@ -6,8 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from llmsys import parallel
-from llmsys.models.llama import PLAN, Llama, LlamaConfig
+from llmsys import attention, parallel, rope_qk, swiglu
+from llmsys.models import gpt2, llama
+from llmsys.models.gpt2 import GPT2, GPT2Config
+from llmsys.models.llama import Llama, LlamaConfig
+from llmsys.nn import FusedLinear
 from llmsys.parallel import Mesh, tensor
 from tests.parallel.ranks import run
 
@@ -19,6 +22,56 @@ def config(**changes):
     return LlamaConfig(**{**sizes, "hidden_dim": 40, **changes})
 
 
+class FusedAttention(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.head_dim = config.head_dim
+        heads = (config.num_heads, config.num_kv_heads, config.num_kv_heads)
+        self.wqkv = FusedLinear(config.dim, [each * config.head_dim for each in heads])
+        self.wo = nn.Linear(config.num_heads * config.head_dim, config.dim)
+
+    def forward(self, x, cos, sin):
+        q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in self.wqkv(x))
+        return self.wo(attention(*rope_qk(q, k, cos, sin), v, causal=True).flatten(-2))
+
+
+class FusedMLP(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.gate_up = FusedLinear(config.dim, (config.hidden_dim, config.hidden_dim))
+        self.down = nn.Linear(config.hidden_dim, config.dim)
+
+    def forward(self, x):
+        return self.down(swiglu(*self.gate_up(x)))
+
+
+class FusedLlama(Llama):
+    def build(self, config):
+        super().build(config)
+        for block in self.blocks:
+            block.attention, block.mlp = FusedAttention(config), FusedMLP(config)
+
+
+FUSED = {"embedding": "vocab", "head": "vocab", "*.wqkv": "heads", "*.wo": "row", "*.gate_up": "column"}
+FUSED["*.down"] = "row"
+MODELS = {
+    "llama": (Llama, llama.PLAN["tensor"]),
+    "fused": (FusedLlama, FUSED),
+    "gpt2": (GPT2, gpt2.PLAN["tensor"]),
+}
+SMALL_GPT2 = GPT2Config(vocab_size=48, dim=24, num_layers=2, num_heads=4, max_sequence_length=10)
+
+
+def made(kind, shape):
+    """In float64, and no bias zero, so that each counts."""
+    model = MODELS[kind][0](shape, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(3)
+    for parameter in model.parameters():
+        if parameter.dim() == 1:
+            parameter.data += torch.randn(parameter.shape, generator=generator, dtype=torch.float64) / 10
+    return model
+
+
 def batch():
     generator = torch.Generator().manual_seed(1)
     tokens, targets = torch.randint(48, (2, 3, 8), generator=generator)
@@ -26,19 +79,19 @@ def batch():
     return tokens, targets
 
 
-def whole(shape):
+def whole(kind, shape):
     """Loss, logits and gradients in one process."""
-    model = Llama(shape, dtype=torch.float64)
+    model = made(kind, shape)
     tokens, targets = batch()
     loss = model.loss(tokens, targets)
     loss.backward()
     return loss.detach(), model(tokens).detach(), {name: p.grad for name, p in model.named_parameters()}
 
 
-def in_parts(shape, size, sequence_parallel, sizes):
+def in_parts(kind, shape, size, sequence_parallel, sizes):
     axis = parallel.connect(tp=size, **sizes).tp
-    model = Llama(shape, dtype=torch.float64)
-    shards = tensor.apply(model, PLAN["tensor"], axis, sequence_parallel=sequence_parallel)
+    model = made(kind, shape)
+    shards = tensor.apply(model, MODELS[kind][1], axis, sequence_parallel=sequence_parallel)
     tokens, targets = batch()
     loss = model.loss(tokens, targets)
     with parallel.counted() as sent:
@@ -47,18 +100,21 @@ def in_parts(shape, size, sequence_parallel, sizes):
     return loss.detach(), model(tokens).detach(), gradients, shards, dict(sent)
 
 
-CASES = [
-    (config(num_kv_heads=kv, tied_head=tied), size, sequence_parallel)
-    for (kv, tied), size, sequence_parallel in itertools.product(
-        ((1, True), (2, False), (4, True)), (2, 4), (False, True)
-    )
+SHAPES = [
+    ("llama", config(num_kv_heads=1, tied_head=True)),
+    ("llama", config()),
+    ("llama", config(num_kv_heads=4, tied_head=True)),
+    ("fused", config(num_kv_heads=1)),
+    ("fused", config(tied_head=True)),
+    ("gpt2", SMALL_GPT2),
 ]
+CASES = [(*shape, *rest) for shape, *rest in itertools.product(SHAPES, (2, 4), (False, True))]
 
 
-@pytest.mark.parametrize("shape, size, sequence_parallel", CASES, ids=lambda value: str(value)[-40:])
-def test_equals_the_whole(shape, size, sequence_parallel):
-    loss, logits, gradients = whole(shape)
-    found = run(size, in_parts, shape, size, sequence_parallel, {})
+@pytest.mark.parametrize("kind, shape, size, sequence_parallel", CASES, ids=lambda value: str(value)[-40:])
+def test_equals_the_whole(kind, shape, size, sequence_parallel):
+    loss, logits, gradients = whole(kind, shape)
+    found = run(size, in_parts, kind, shape, size, sequence_parallel, {})
     held = {name: torch.zeros_like(gradient) for name, gradient in gradients.items()}
     for their_loss, their_logits, theirs, shards, _ in found:
         torch.testing.assert_close(their_loss, loss, **TOLERANCE)
@@ -67,16 +123,18 @@ def test_equals_the_whole(shape, size, sequence_parallel):
         for name, gradient in theirs.items():
             part = shards[name].of(gradients[name]) if name in shards else gradients[name]
             torch.testing.assert_close(gradient, part, **TOLERANCE, msg=lambda text, name=name: f"{name}: {text}")
-            (shards[name].of(held[name]) if name in shards else held[name]).fill_(1)
+            for mask in shards[name].slices_of(held[name]) if name in shards else [held[name]]:
+                mask.fill_(1)
     assert all((mask == 1).all() for mask in held.values()), "some part of a weight is nowhere"
-    assert {name for name in gradients if "norm" not in name} == set(found[0][3])
+    uncut = ("norm.weight", "norm.bias", "positions.weight", "wo.bias", "down.bias")
+    assert {name for name in gradients if not name.endswith(uncut)} == set(found[0][3])
 
 
 def test_beside_other_axes():
     """The ranks of one line of tp compute alike, whatever line it is."""
     shape = config()
-    loss, _, gradients = whole(shape)
-    for their_loss, _, theirs, shards, _ in run(4, in_parts, shape, 2, True, {"dp": 2}):
+    loss, _, gradients = whole("llama", shape)
+    for their_loss, _, theirs, shards, _ in run(4, in_parts, "llama", shape, 2, True, {"dp": 2}):
         torch.testing.assert_close(their_loss, loss, **TOLERANCE)
         for name, shard in shards.items():
             torch.testing.assert_close(theirs[name], shard.of(gradients[name]), **TOLERANCE)
@@ -86,7 +144,7 @@ def test_traffic_of_sequences_is_that_of_tensors():
     """But for the gradients of norms, which see a part of the tokens each."""
     shape, activations = config(), 3 * 8 * 24 * 8
     norms = (2 * shape.num_layers + 1) * 24 * 8
-    tensors, sequences = (run(2, in_parts, shape, 2, way, {})[0][-1]["tp"] for way in (False, True))
+    tensors, sequences = (run(2, in_parts, "llama", shape, 2, way, {})[0][-1]["tp"] for way in (False, True))
     # Backward: each of 2 regions a layer, and the head. With sequences the same bytes in two halves: what enters, and
     # once more what leaves.
     assert tensors == (2 * shape.num_layers + 1) * activations
@@ -142,8 +200,29 @@ def test_biases():
             r"embedding.weight of shape \(48, 24\) has 48 tokens, expected a multiple of the 5",
         ),
         ({"*.gate": "column", "*.up": "column", "*.down": "row"}, 3, r"\(40, 24\) has 40 outputs, expected a multiple"),
+        (
+            {"*.wq": "heads", "*.wo": "row"},
+            8,
+            r"blocks.0.attention.wo.weight of shape \(24, 32\) has 4 heads, expected a multiple of the 8 ranks",
+        ),
     ],
 )
 def test_errors(plan, size, message):
     with pytest.raises(ValueError, match=message):
         tensor.apply(Llama(config()), plan, Mesh(tp=size).tp)
+
+
+@pytest.mark.parametrize(
+    "changes, size, message",
+    [
+        (
+            {"num_heads": 6, "num_kv_heads": 3},
+            2,
+            r"blocks.0.attention.wqkv.weight part 1 of sizes \(48, 24, 24\) has 3 heads, expected a multiple of the 2",
+        ),
+        ({"hidden_dim": 42}, 4, r"blocks.0.mlp.gate_up.weight part 0 of sizes \(42, 42\) has 42 outputs, expected a"),
+    ],
+)
+def test_errors_of_fused_layers(changes, size, message):
+    with pytest.raises(ValueError, match=message):
+        tensor.apply(FusedLlama(config(**changes)), FUSED, Mesh(tp=size).tp)
