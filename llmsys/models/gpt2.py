@@ -25,6 +25,7 @@ PLAN = {
         "*.down": "row",
     },
     "stages": "blocks",
+    "recompute": ["*.attention"],
 }
 
 

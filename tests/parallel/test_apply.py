@@ -1,9 +1,9 @@
-"""What `parallelize` does besides composing axes: GPT-2, whose two ends share the embedding, and models without memory."""
+"""`parallelize` on GPT-2, whose two ends share the embedding."""
 
 import pytest
 import torch
 
-from llmsys.models.gpt2 import PLAN, GPT2, GPT2Config
+from llmsys.models.gpt2 import GPT2, PLAN, GPT2Config
 from llmsys.parallel import Mesh, connect, parallelize
 from tests.parallel.ranks import run
 
