@@ -5,7 +5,7 @@ Legend of name suffixes: B batch, T tokens, D model, V vocabulary.
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -112,14 +112,17 @@ class Decoder(nn.Module):
         for name, weight in self.named_parameters():
             if name.endswith("bias") or weight.dim() == 1:
                 weight.fill_(0.0 if name.endswith("bias") else 1.0)
-                continue
-            std = 0.02
-            if name.endswith(("wo.weight", "down.weight")):
-                std /= math.sqrt(2 * self.config.num_layers)
-            shape = cut[name].whole_shape(weight.shape) if name in cut else weight.shape
-            whole = torch.empty(shape, dtype=torch.float32, device="cpu")
-            whole.normal_(0.0, std, generator=torch.Generator().manual_seed(_seed_of(seed, name)))
-            weight.copy_(cut[name].of(whole) if name in cut else whole)
+            elif name in cut:
+                weight.copy_(cut[name].of(self._drawn(seed, name, cut[name].whole_shape(weight.shape))))
+            else:
+                weight.copy_(self._drawn(seed, name, weight.shape))
+
+    def _drawn(self, seed: int, name: str, shape: Sequence[int]) -> Tensor:
+        std = 0.02
+        if name.endswith(("wo.weight", "down.weight")):
+            std /= math.sqrt(2 * self.config.num_layers)
+        generator = torch.Generator().manual_seed(_seed_of(seed, name))
+        return torch.empty(tuple(shape), dtype=torch.float32, device="cpu").normal_(0.0, std, generator=generator)
 
 
 def check_sizes(config: Any, fields: Iterable[Any]) -> None:

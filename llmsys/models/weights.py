@@ -1,9 +1,15 @@
 """Weights in and out of a safetensors file. The file is untrusted: names, shapes, dtypes and bounds are checked."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from llmsys.models.decoder import Cut
+
+FLOATS = ("F64", "F32", "BF16", "F16")  # as safetensors writes them
 
 
 def save_weights(model: nn.Module, path: str | Path) -> None:
@@ -14,8 +20,11 @@ def save_weights(model: nn.Module, path: str | Path) -> None:
 
 
 @torch.no_grad()
-def load_weights(model: nn.Module, path: str | Path) -> None:
-    """Copy the weights in `path` into `model`, which keeps its device and dtype.
+def load_weights(model: nn.Module, path: str | Path, cut: Mapping[str, Cut] | None = None) -> None:
+    """Copy the weights in `path` into `model`, which keeps its device and dtype; one at a time is in memory.
+
+    cut        of a model that is a part of the one in the file: by name, which part of a parameter it holds. No more of
+               it is read, and nothing of parameters that the model does not have
 
     Errors     FileNotFoundError; ValueError if the file is not safetensors, is cut short, or if a name, a shape or a
                kind of dtype is not the model's. The model is untouched then.
@@ -25,24 +34,29 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     where = f"llmsys.models.load_weights: {path}"
     if not Path(path).is_file():
         raise FileNotFoundError(f"{where}: no such file")
-    expected = dict(model.named_parameters())
+    weights = dict(model.named_parameters())
     try:
         with safe_open(path, framework="pt") as file:
-            found = set(file.keys())
-            if found != expected.keys():
-                raise ValueError(f"{where}: {_difference(found, set(expected))}")
-            for name, weight in expected.items():
-                shape = tuple(file.get_slice(name).get_shape())
-                if shape != tuple(weight.shape):
-                    raise ValueError(f"{where}: {name} of shape {shape}, expected {tuple(weight.shape)}")
-            loaded = {name: file.get_tensor(name) for name in expected}
+            _check(where, file, weights, cut)
+            for name, weight in weights.items():
+                stored = file.get_slice(name)
+                weight.copy_(cut[name].of(stored) if cut and name in cut else stored[:])
     except SafetensorError as error:
         raise ValueError(f"{where}: {error}, expected a whole safetensors file") from error
-    for name, tensor in loaded.items():
-        if not tensor.is_floating_point():
-            raise ValueError(f"{where}: {name} of {tensor.dtype}, expected a floating-point dtype")
-    for name, weight in expected.items():
-        weight.copy_(loaded[name])
+
+
+def _check(where: str, file: Any, weights: Mapping[str, Tensor], cut: Mapping[str, Cut] | None) -> None:
+    found = set(file.keys())
+    if not found >= weights.keys() or (cut is None and found > weights.keys()):
+        raise ValueError(f"{where}: {_difference(found, set(weights))}")
+    for name, weight in weights.items():
+        stored = file.get_slice(name)
+        shape, dtype = tuple(stored.get_shape()), stored.get_dtype()
+        expected = cut[name].whole_shape(weight.shape) if cut and name in cut else tuple(weight.shape)
+        if shape != expected:
+            raise ValueError(f"{where}: {name} of shape {shape}, expected {expected}")
+        if dtype not in FLOATS:
+            raise ValueError(f"{where}: {name} of dtype {dtype}, expected one of {', '.join(FLOATS)}")
 
 
 def _difference(found: set[str], expected: set[str]) -> str:

@@ -15,6 +15,8 @@ from llmsys.parallel.mesh import Mesh
 from llmsys.parallel.pipeline import Pipeline
 from llmsys.parallel.zero import BUCKET_BYTES, Zero
 
+Fill = Callable[[Any, Mapping[str, tensor.Shard]], None]
+
 
 class Parallel:
     """What `parallelize` gives: this rank's part of a model, and the steps of its training.
@@ -52,6 +54,9 @@ def parallelize(
     costs: Sequence[float] | None = None,
     sequence_parallel: bool = False,
     recompute: str = "none",
+    device: torch.device | str | None = None,
+    seed: int | None = None,
+    fill: Fill | None = None,
     bucket_bytes: int = BUCKET_BYTES,
     master_dtype: torch.dtype | None = None,
     group_of: Callable[[str, nn.Parameter], Hashable] = lambda name, parameter: None,
@@ -62,12 +67,18 @@ def parallelize(
                blocks; "recompute", patterns of modules
     recompute  what backward computes again: "none", "selective" (what the plan says) or "full" (each block)
 
-    Errors     ValueError for a plan or a layout that does not fit the model, of the part that found it
+    A model on the meta device gets memory on `device`, the CPU by default, for what this rank holds alone. It starts
+    as the whole one does from `seed`, or as `fill(model, cut)` leaves it, such as `load_weights` of llmsys.models.
+
+    Errors     ValueError for a plan or a layout that does not fit the model, of the part that found it; for a model on
+               the meta device without seed or fill, or another with them
     """
     pipeline = Pipeline(
         *(model, plan["stages"], mesh.pp), schedule=schedule, chunks_per_stage=chunks_per_stage, costs=costs
     )
-    cut = tensor.apply(model, plan["tensor"], mesh.tp, sequence_parallel=sequence_parallel)
+    cut = tensor.cut(model, plan["tensor"], mesh.tp)
+    _initialise(model, cut, device, seed, fill)
+    tensor.hook(model, plan["tensor"], mesh.tp, cut, sequence_parallel=sequence_parallel)
     patterns = {"none": [], "selective": plan.get("recompute", []), "full": pipeline.names}
     if recompute not in patterns:
         raise ValueError(f"llmsys.parallel.parallelize: recompute={recompute!r}, expected one of {', '.join(patterns)}")
@@ -81,3 +92,28 @@ def parallelize(
         shared=pipeline.shared,
     )
     return Parallel(model, mesh, pipeline, cut, flat)
+
+
+def _initialise(
+    model: Any, cut: Mapping[str, tensor.Shard], device: torch.device | str | None, seed: int | None, fill: Fill | None
+) -> None:
+    """Memory for what is kept, and what is in it."""
+    where = "llmsys.parallel.parallelize"
+    without = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    given = {"device": device, "seed": seed, "fill": fill}
+    if not without:
+        for option, value in given.items():
+            if value is not None:
+                raise ValueError(
+                    f"{where}: {option}={value} for a model that has memory, expected one on the meta device"
+                )
+        return
+    if len(without) < len(list(model.parameters())):
+        raise ValueError(f"{where}: {without[0]} is on the meta device and others are not, expected all of them there")
+    if (seed is None) == (fill is None):
+        raise ValueError(f"{where}: a model on the meta device with seed={seed} and fill={fill}, expected one of them")
+    model.to_empty(device=device or "cpu")
+    if fill is not None:
+        fill(model, cut)
+    else:
+        model.initialise(seed, cut)

@@ -71,20 +71,30 @@ class Shard:
 def apply(
     model: nn.Module, plan: Mapping[str, str], axis: Axis, *, sequence_parallel: bool = False
 ) -> dict[str, Shard]:
-    """Cut `model` in place by `plan`; what this rank now holds of each parameter that was cut, by name.
+    """Cut `model` in place by `plan`, and hook in what ranks say to each other; what `cut` returns.
 
     Traffic    of a region: 2·(N − 1)/N of its activations forward and as much backward, N the size of the axis; the
                same with sequence_parallel, which keeps 1/N of what lies between regions
-    Errors     ValueError for a style that is not one, a pattern that matches no module, or a size that N does not cut
-               into equal parts
+    Errors     of `cut` and of `hook`
+    """
+    shards = cut(model, plan, axis)
+    hook(model, plan, axis, shards, sequence_parallel=sequence_parallel)
+    return shards
+
+
+def cut(model: nn.Module, plan: Mapping[str, str], axis: Axis) -> dict[str, Shard]:
+    """What this rank now holds of each parameter that was cut, by name. Nothing else is left, also on the meta device.
+
+    Errors     ValueError for a style that is not one, a pattern that matches no module, or a size that the axis does
+               not cut into equal parts
     """
     if axis.size == 1:
         return {}
     styles = _matched(model, plan)
-    regions = _regions(model, styles)
+    _regions(model, styles)
     shards: dict[str, Shard] = {}
     for name, style in styles.items():
-        module = model.get_submodule(name)
+        module: Any = model.get_submodule(name)
         unit = _unit(model, styles, name)
         found: dict[str, Shard] = {}
         for kind, parameter in list(module.named_parameters(recurse=False)):
@@ -93,8 +103,37 @@ def apply(
                 found[kind] = shard
                 part = shard.of(parameter.data).clone(memory_format=torch.contiguous_format)
                 module.register_parameter(kind, nn.Parameter(part, parameter.requires_grad))
+        if style in ("column", "heads") and hasattr(module, "sizes"):
+            module.sizes = tuple(length for _, length, _ in found["weight"].slices)
         shards |= {f"{name}.{kind}": shard for kind, shard in found.items()}
-        _adapt(module, style, found, axis, sequence_parallel)
+    return shards
+
+
+def hook(
+    model: nn.Module,
+    plan: Mapping[str, str],
+    axis: Axis,
+    shards: Mapping[str, Shard],
+    *,
+    sequence_parallel: bool = False,
+) -> None:
+    """Make a model that `cut` has cut compute what the whole one does.
+
+    Errors     ValueError for a parameter on the meta device, which `to_empty` would replace, or a model whose head is
+               cut and which does not say how it uses it
+    """
+    if axis.size == 1:
+        return
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            raise ValueError(
+                f"llmsys.parallel.tensor: {name} is on the meta device, expected one with memory: `cut`, then fill the "
+                "model, then `hook`"
+            )
+    styles = _matched(model, plan)
+    regions = _regions(model, styles)
+    for name, style in styles.items():
+        _adapt(model.get_submodule(name), style, shards.get(f"{name}.weight"), axis, sequence_parallel)
     for region in regions:
         _enclose(model.get_submodule(region), axis, sequence_parallel)
     if "vocab" in styles.values():
@@ -105,7 +144,6 @@ def apply(
             _sum_copies(parameter, shards[name], axis)
         elif inside or sequence_parallel:
             _sum_gradients(parameter, axis)
-    return shards
 
 
 # ---- the plan ----
@@ -195,15 +233,13 @@ def _slice(start: int, size: int, unit: int, copied: bool, axis: Axis) -> Slice 
     return None if units % axis.size else Slice(start + axis.rank * length, length)
 
 
-def _adapt(module: Any, style: str, shards: Mapping[str, Shard], axis: Axis, sequence_parallel: bool) -> None:
-    """What a module that is cut does otherwise."""
-    if style in ("column", "heads") and hasattr(module, "sizes"):
-        module.sizes = tuple(length for _, length, _ in shards["weight"].slices)
+def _adapt(module: Any, style: str, shard: Shard | None, axis: Axis, sequence_parallel: bool) -> None:
+    """What a module that is cut does otherwise; `shard` is that of its weight."""
+    embeds = isinstance(module, nn.Embedding)
     if style == "row" and getattr(module, "bias", None) is not None:
         module.forward = partial(_row_linear, module, axis.rank == 0)
-    embeds = style == "vocab" and isinstance(module, nn.Embedding)
-    if embeds:
-        module.forward = partial(_embedding, module, shards["weight"].slices[0].start, axis, sequence_parallel)
+    if style == "vocab" and embeds and shard is not None:
+        module.forward = partial(_embedding, module, shard.slices[0].start, axis, sequence_parallel)
     if style == "sequence" and sequence_parallel:
         module.register_forward_hook(lambda module, args, y: collectives.own_part(y, axis, y.dim() - 2))
 
