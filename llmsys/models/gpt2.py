@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from llmsys.models.decoder import Decoder, check_sizes
-from llmsys.nn import FusedLinear, LayerNorm
+from llmsys.nn import FusedLinear, LayerNorm, Linear
 from llmsys.ops import attention, gelu
 
 PLAN = {
@@ -76,7 +76,7 @@ class Attention(nn.Module):
         super().__init__()
         self.head_dim = config.dim // config.num_heads
         self.wqkv = FusedLinear(config.dim, (config.dim, config.dim, config.dim))
-        self.wo = nn.Linear(config.dim, config.dim)
+        self.wo = Linear(config.dim, config.dim)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         q_BTHK, k_BTHK, v_BTHK = (part.unflatten(-1, (-1, self.head_dim)) for part in self.wqkv(x_BTD))
@@ -87,8 +87,8 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     def __init__(self, dim: int):
         super().__init__()
-        self.up = nn.Linear(dim, 4 * dim)
-        self.down = nn.Linear(4 * dim, dim)
+        self.up = Linear(dim, 4 * dim)
+        self.down = Linear(4 * dim, dim)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         return self.down(gelu(self.up(x_BTD), approximate="tanh"))

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from llmsys.ops.linear import linear
@@ -59,7 +58,7 @@ class FusedLinear(torch.nn.Linear):
         super().__init__(in_features, sum(self.sizes), bias, device, dtype)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
-        return F.linear(x, self.weight, self.bias).split(self.sizes, -1)
+        return linear(x, self.weight, self.bias).split(self.sizes, -1)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, sizes={self.sizes}"

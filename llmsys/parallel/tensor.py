@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmsys.ops import cross_entropy_parts, merge_cross_entropy
+from llmsys.ops import cross_entropy_parts, linear, merge_cross_entropy
 from llmsys.ops.cross_entropy.sharded import Parts
 from llmsys.parallel import collectives
 from llmsys.parallel.mesh import Axis
@@ -267,14 +267,14 @@ def _leave(y: Tensor, axis: Axis, sequence_parallel: bool) -> Tensor:
     return collectives.scatter_out(y, axis, TOKENS) if sequence_parallel else collectives.reduce_out(y, axis)
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Every product with a parameter here."""
-    return F.linear(x, weight, bias)
+def _product(x: Tensor, weight: Tensor) -> Tensor:
+    """Every product with a parameter here: one whose gradient can be put off (`llmsys.ops.deferred`)."""
+    return linear(x, weight)
 
 
 def _row_linear(module: Any, first: bool, x: Tensor) -> Tensor:
     """The bias, of which every rank has all, is added by the first one alone."""
-    return _product(x, module.weight, module.bias if first else module.bias * 0)
+    return _product(x, module.weight) + (module.bias if first else module.bias * 0)
 
 
 def _sum_gradients(parameter: nn.Parameter, axis: Axis) -> None:
@@ -286,7 +286,9 @@ def _sum_gradients(parameter: nn.Parameter, axis: Axis) -> None:
 def _sum_copies(parameter: nn.Parameter, shard: Shard, axis: Axis) -> None:
     """Each backward adds what the ranks that hold the same found, of the slices that several hold."""
 
-    def summed(grad: Tensor) -> Tensor:
+    def summed(grad: Tensor | None) -> Tensor | None:
+        if grad is None:  # it is put off
+            return None
         grad = grad.clone(memory_format=torch.contiguous_format)
         for part, (_, _, copies) in zip(grad.split([each.length for each in shard.slices]), shard.slices, strict=True):
             if copies > 1:
