@@ -93,12 +93,24 @@ def start_all_gather(x: Tensor, axis: Axis, dim: int = 0) -> Pending:
     """
     if axis.size == 1:
         return Pending("all_gather", axis, None, lambda: x)
-    x = x.contiguous()
-    _count(axis, x.nbytes * (axis.size - 1))
     out = x.new_empty(axis.size, *x.shape)
-    with _named("all_gather", axis):
-        work = _all_gather(out.view(-1), x.view(-1), group=group_of(axis), async_op=True)
+    work = start_all_gather_into(out.view(-1), x.contiguous().view(-1), axis).work
     return Pending("all_gather", axis, work, lambda: _side_by_side(out, dim))
+
+
+def start_all_gather_into(out: Tensor, x: Tensor, axis: Axis) -> Pending:
+    """Every rank's flat `x` one after another in the flat `out`, of which `x` may be this rank's part.
+
+    Traffic    N − 1 times x on the axis, N its size
+    """
+    work = None
+    if axis.size > 1:
+        _count(axis, x.nbytes * (axis.size - 1))
+        with _named("all_gather", axis):
+            work = _all_gather(out, x, group=group_of(axis), async_op=True)
+    elif out.data_ptr() != x.data_ptr():
+        out.copy_(x)
+    return Pending("all_gather", axis, work, lambda: out)
 
 
 def reduce_scatter(x: Tensor, axis: Axis, dim: int = 0) -> Tensor:
@@ -115,10 +127,23 @@ def start_reduce_scatter(x: Tensor, axis: Axis, dim: int = 0) -> Pending:
     if axis.size == 1:
         return Pending("reduce_scatter", axis, None, lambda: x)
     parts = torch.stack(_parts("reduce_scatter", x, axis, dim))
-    _count(axis, x.nbytes * (axis.size - 1) // axis.size)
     out = torch.empty_like(parts[0])
-    with _named("reduce_scatter", axis):
-        work = _reduce_scatter(out.view(-1), parts.view(-1), group=group_of(axis), async_op=True)
+    work = start_reduce_scatter_into(out.view(-1), parts.view(-1), axis).work
+    return Pending("reduce_scatter", axis, work, lambda: out)
+
+
+def start_reduce_scatter_into(out: Tensor, x: Tensor, axis: Axis) -> Pending:
+    """This rank's part of the sum of the flat `x`, in the flat `out`, which may be that part of `x` itself.
+
+    Traffic    (N − 1)/N of x on the axis, N its size
+    """
+    work = None
+    if axis.size > 1:
+        _count(axis, x.nbytes * (axis.size - 1) // axis.size)
+        with _named("reduce_scatter", axis):
+            work = _reduce_scatter(out, x, group=group_of(axis), async_op=True)
+    elif out.data_ptr() != x.data_ptr():
+        out.copy_(x)
     return Pending("reduce_scatter", axis, work, lambda: out)
 
 

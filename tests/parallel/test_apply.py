@@ -35,10 +35,11 @@ def alone():
     return torch.stack(losses).detach(), torch.stack(norms), model.state_dict()
 
 
-def in_parts(sizes, zero, micros, sequence_parallel):
+def in_parts(sizes, zero, micros, sequence_parallel, recompute):
     mesh = connect(**sizes)
     model = GPT2(SHAPE, dtype=torch.float64)
-    parallel = parallelize(model, PLAN, mesh, zero=zero, sequence_parallel=sequence_parallel, bucket_bytes=2000)
+    options = {"zero": zero, "sequence_parallel": sequence_parallel, "recompute": recompute, "bucket_bytes": 2000}
+    parallel = parallelize(model, PLAN, mesh, **options)
     adamw, losses, norms = torch.optim.AdamW(parallel.shards(), lr=1e-2), [], []
     for batch in batches():
         tokens, targets = batch.chunk(mesh.data.size, 1)[mesh.data.rank]
@@ -46,17 +47,25 @@ def in_parts(sizes, zero, micros, sequence_parallel):
         norms.append(parallel.clip_grad_norm(MAX_NORM))
         adamw.step()
         parallel.gather()
-    return torch.stack(losses), torch.stack(norms), model.state_dict(), parallel.cut
+    with parallel.whole():
+        weights = {name: weight.clone() for name, weight in model.state_dict().items()}
+    return torch.stack(losses), torch.stack(norms), weights, parallel.cut
 
 
 @pytest.mark.parametrize(
-    "sizes, zero, micros, sequence_parallel",
-    [({"pp": 2, "tp": 2}, 1, 4, True), ({"pp": 4}, 0, 4, False), ({"pp": 2, "tp": 2, "dp": 2}, 2, 2, True)],
+    "sizes, zero, micros, sequence_parallel, recompute",
+    [
+        ({"pp": 2, "tp": 2}, 1, 4, True, "none"),
+        ({"pp": 4}, 0, 4, False, "none"),
+        ({"pp": 2, "tp": 2, "dp": 2}, 2, 2, True, "none"),
+        ({"pp": 2, "dp": 2}, 3, 2, False, "full"),
+        ({"dp": 2}, 3, 2, False, "selective"),
+    ],
     ids=str,
 )
-def test_gpt2_equals_one_process(sizes, zero, micros, sequence_parallel):
+def test_gpt2_equals_one_process(sizes, zero, micros, sequence_parallel, recompute):
     losses, norms, weights = alone()
-    found = run(Mesh(**sizes).size, in_parts, sizes, zero, micros, sequence_parallel)
+    found = run(Mesh(**sizes).size, in_parts, sizes, zero, micros, sequence_parallel, recompute)
     torch.testing.assert_close(torch.stack([each[0] for each in found]).mean(0), losses, **TOLERANCE)
     for _, their_norms, theirs, cut in found:
         torch.testing.assert_close(their_norms, norms, **TOLERANCE)
