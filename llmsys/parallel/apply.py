@@ -53,6 +53,7 @@ def parallelize(
     chunks_per_stage: int | None = None,
     costs: Sequence[float] | None = None,
     sequence_parallel: bool = False,
+    overlap_chunks: int = 1,
     recompute: str = "none",
     device: torch.device | str | None = None,
     seed: int | None = None,
@@ -79,7 +80,9 @@ def parallelize(
     )
     cut = tensor.cut(model, plan["tensor"], mesh.tp)
     _initialise(model, cut, device, seed, fill)
-    tensor.hook(model, plan["tensor"], mesh.tp, cut, sequence_parallel=sequence_parallel)
+    tensor.hook(
+        *(model, plan["tensor"], mesh.tp, cut), sequence_parallel=sequence_parallel, overlap_chunks=overlap_chunks
+    )
     patterns = {"none": [], "selective": plan.get("recompute", []), "full": pipeline.names}
     if recompute not in patterns:
         raise ValueError(f"llmsys.parallel.parallelize: recompute={recompute!r}, expected one of {', '.join(patterns)}")
