@@ -121,7 +121,8 @@ def ours(kind: type[nn.Module], pair: Pair, setting: Setting) -> Training:
         parallel.gather()
 
     def gradients() -> Iterator[tuple[str, Tensor, tp.Shard | None]]:
-        held: list[Any] = [list(parallel.zero.gradients())]
+        # Copies: of a view, all that lies behind it would be sent.
+        held: list[Any] = [[(name, piece.clone()) for name, piece in parallel.zero.gradients()]]
         if parallel.zero.owners.size > 1:
             held *= parallel.zero.owners.size
             dist.all_gather_object(held, held[0])

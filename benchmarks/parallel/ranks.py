@@ -86,7 +86,7 @@ def _serve(pipe: Connection, store: str, rank: int, size: int, commands: Callabl
         while True:
             name, *arguments = pipe.recv()
             pipe.send_bytes(pickle.dumps(("answer", functions[name](*arguments))))
-    except (EOFError, KeyboardInterrupt):
+    except (EOFError, ConnectionError, KeyboardInterrupt):  # nobody asks any more
         os._exit(0)
     except BaseException:
         pipe.send_bytes(pickle.dumps(("error", traceback.format_exc())))
