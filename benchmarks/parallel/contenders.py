@@ -122,7 +122,7 @@ def ours(kind: type[nn.Module], pair: Pair, setting: Setting) -> Training:
 
     def gradients() -> Iterator[tuple[str, Tensor, tp.Shard | None]]:
         # Copies: of a view, all that lies behind it would be sent.
-        held: list[Any] = [[(name, piece.clone()) for name, piece in parallel.zero.gradients()]]
+        held: list[Any] = [[(piece.name, found.clone()) for piece, _, found in parallel.zero.gradients()]]
         if parallel.zero.owners.size > 1:
             held *= parallel.zero.owners.size
             dist.all_gather_object(held, held[0])
