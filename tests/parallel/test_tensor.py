@@ -156,36 +156,37 @@ def test_chunks_send_the_same_bytes(sequence_parallel):
 
 
 class Log(TorchDispatchMode):
-    """What is multiplied, and what is sent, in order."""
+    """What is multiplied, and what is sent, of how many tokens of each rank, in order."""
 
     events = ""
 
-    def started(self, start, letter):
-        def logged(*args, **kwargs):
-            self.events += letter
-            pending = start(*args, **kwargs)
+    def started(self, start, letter, ranks):
+        def logged(x, *args, **kwargs):
+            tokens = x.shape[1] // ranks
+            self.events += f" {letter}{tokens}"
+            pending = start(x, *args, **kwargs)
             result = pending.result
-            pending.result = lambda: self.waited(letter, result)
+            pending.result = lambda: self.waited(f" {letter.upper()}{tokens}", result)
             return pending
 
         return logged
 
-    def waited(self, letter, result):
-        self.events += letter.upper()
+    def waited(self, event, result):
+        self.events += event
         return result()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
-            self.events += "*"
+            self.events += " *"
         return func(*args, **kwargs or {})
 
 
 def logged():
     axis = parallel.connect(tp=2).tp
     model, log = nn.Sequential(Biased()).double(), Log()
-    x = torch.randn(1, 4, 6, dtype=torch.float64, requires_grad=True)
-    gather = log.started(collectives.start_all_gather, "g")
-    scatter = log.started(collectives.start_reduce_scatter, "s")
+    x = torch.randn(1, 3, 6, dtype=torch.float64, requires_grad=True)
+    gather = log.started(collectives.start_all_gather, "g", 1)
+    scatter = log.started(collectives.start_reduce_scatter, "s", 2)
     with mock.patch.multiple(collectives, start_all_gather=gather, start_reduce_scatter=scatter), log:
         tensor.apply(model, {"*.up": "column", "*.down": "row"}, axis, sequence_parallel=True, overlap_chunks=2)
         y = model(x)
@@ -195,11 +196,28 @@ def logged():
 
 
 def test_chunks_are_on_their_way_while_others_are_multiplied():
-    """g and s start a gather and a reduce-scatter, G and S wait for one, * is a product."""
+    """Of 2 and of 1 token: g and s start a gather and a reduce-scatter, G and S wait for one, * is a product."""
     for forward, backward in run(2, logged):
-        assert forward == "ggG*G**s*sSS"
-        # Each chunk that returns is multiplied for its input and its weight. All that enters is waited for at the end.
-        assert backward == "ggG**G****s**sSS"
+        assert forward == " g2 g1 G2 * G1 * * s2 * s1 S2 S1"
+        # Each chunk that returns is multiplied for its input and its weight; the last one returns first.
+        assert backward == " g1 g2 G1 * * G2 * * * * s1 * * s2 S2 S1"
+
+
+def norm_in_parts(shape):
+    mesh = parallel.connect(tp=2, dp=2)
+    plan = {"tensor": FUSED, "stages": "blocks"}
+    made_parallel = parallel.parallelize(made("fused", shape), plan, mesh, zero=1, bucket_bytes=1)
+    made_parallel.backward([batch()])
+    return made_parallel.clip_grad_norm(1.0)
+
+
+def test_the_norm_counts_once_what_several_hold_a_part_of():
+    """Keys and values of one head are on both ranks of tp, queries on one; data parallel ranks have half of each."""
+    shape = config(num_kv_heads=1)
+    _, _, gradients = whole("fused", shape)
+    expected = torch.stack([gradient.square().sum() for gradient in gradients.values()]).sum().sqrt()
+    for norm in run(4, norm_in_parts, shape):
+        torch.testing.assert_close(norm, expected, **TOLERANCE)
 
 
 def test_beside_other_axes():
