@@ -3,7 +3,6 @@
 Legend of name suffixes: B batch, T tokens, D model, V vocabulary.
 """
 
-import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
@@ -12,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llmsys.models.dropout import PlacedDropout, derived
 from llmsys.ops import linear_cross_entropy
 
 
@@ -48,10 +48,14 @@ class Decoder(nn.Module):
         dtype: torch.dtype = torch.float32,
     ):
         super().__init__()
-        self.config = config
+        self.config, self.seed = config, seed
+        self._key: int | None = None
         device = torch.get_default_device() if device is None else torch.device(device)
         with torch.device("meta"):
             self.build(config)
+        for name, module in self.named_modules():
+            if isinstance(module, PlacedDropout):
+                module.name = name
         self.to(dtype)
         if device.type != "meta":
             self.to_empty(device=device).initialise(seed)
@@ -92,6 +96,24 @@ class Decoder(nn.Module):
         """The loss, of what the last block gives."""
         return self.cross_entropy(self.norm(x_BTD), self.head_weight, targets_BT)
 
+    def at(self, step: int, micro: int = 0) -> None:
+        """Say which forward of training comes next: what dropout drops is a function of (seed, step, micro)."""
+        self._key = derived(self.seed, step, micro)
+
+    def key(self) -> int | None:
+        """What dropout draws from in this forward; None where nothing is dropped.
+
+        Errors     RuntimeError if `at` was not called: every step would drop the same
+        """
+        if not self.training or not getattr(self.config, "dropout", 0.0):
+            return None
+        if self._key is None:
+            raise RuntimeError(
+                f"llmsys.models.{type(self).__name__}: a forward with dropout={self.config.dropout} in training, "
+                "expected `at(step, micro)` before each; or use eval()"
+            )
+        return self._key
+
     def check_length(self, tokens_BT: Tensor) -> None:
         if tokens_BT.shape[-1] > self.config.max_sequence_length:
             raise ValueError(
@@ -108,7 +130,7 @@ class Decoder(nn.Module):
 
         Source     Radford et al. 2019 (GPT-2), section 2.3
         """
-        cut = cut or {}
+        self.seed, cut = seed, cut or {}
         for name, weight in self.named_parameters():
             if name.endswith("bias") or weight.dim() == 1:
                 weight.fill_(0.0 if name.endswith("bias") else 1.0)
@@ -121,7 +143,7 @@ class Decoder(nn.Module):
         std = 0.02
         if name.endswith(("wo.weight", "down.weight")):
             std /= math.sqrt(2 * self.config.num_layers)
-        generator = torch.Generator().manual_seed(_seed_of(seed, name))
+        generator = torch.Generator().manual_seed(derived(seed, name))
         return torch.empty(tuple(shape), dtype=torch.float32, device="cpu").normal_(0.0, std, generator=generator)
 
 
@@ -131,7 +153,3 @@ def check_sizes(config: Any, fields: Iterable[Any]) -> None:
         value = getattr(config, field.name)
         if field.type in (int, float) and not value > 0:
             raise ValueError(f"llmsys.models.{type(config).__name__}: {field.name}={value}, expected a number above 0")
-
-
-def _seed_of(seed: int, name: str) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "little", signed=True)

@@ -4,6 +4,7 @@ Legend of name suffixes: B batch, T tokens, D model, H heads, K head dim, V voca
 Source     Radford et al. 2019, "Language models are unsupervised multitask learners", section 2.3
 """
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import cast
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from llmsys.models.decoder import Decoder, check_sizes
+from llmsys.models.dropout import PlacedDropout, derived
 from llmsys.nn import FusedLinear, LayerNorm, Linear
 from llmsys.ops import attention, gelu
 
@@ -31,7 +33,10 @@ PLAN = {
 
 @dataclass(frozen=True, kw_only=True)
 class GPT2Config:
-    """The shape of a GPT-2. It has `max_sequence_length` positions, and accepts no more tokens."""
+    """The shape of a GPT-2. It has `max_sequence_length` positions, and accepts no more tokens.
+
+    dropout    probability, in training: of the embedding, of what attention looks at, and of both residual branches
+    """
 
     vocab_size: int
     dim: int
@@ -39,9 +44,12 @@ class GPT2Config:
     num_heads: int
     max_sequence_length: int = 1024
     norm_eps: float = 1e-5
+    dropout: float = 0.0
 
     def __post_init__(self):
-        check_sizes(self, fields(self))
+        check_sizes(self, [field for field in fields(self) if field.name != "dropout"])
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"llmsys.models.GPT2Config: dropout={self.dropout}, expected a probability below 1")
         if self.dim % self.num_heads:
             raise ValueError(
                 f"llmsys.models.GPT2Config: dim={self.dim} with num_heads={self.num_heads}, expected a multiple of "
@@ -70,18 +78,32 @@ SIZES = {
 
 
 class Attention(nn.Module):
-    """Causal self-attention."""
+    """Causal self-attention. `first_head` is the number of the first head that is here; who cuts heads says it."""
 
     def __init__(self, config: GPT2Config):
         super().__init__()
-        self.head_dim = config.dim // config.num_heads
+        self.head_dim, self.first_head = config.dim // config.num_heads, 0
         self.wqkv = FusedLinear(config.dim, (config.dim, config.dim, config.dim))
         self.wo = Linear(config.dim, config.dim)
+        self.dropout = PlacedDropout(config.dropout)
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, key: int | None = None) -> Tensor:
         q_BTHK, k_BTHK, v_BTHK = (part.unflatten(-1, (-1, self.head_dim)) for part in self.wqkv(x_BTD))
-        y_BTHK = cast(Tensor, attention(q_BTHK, k_BTHK, v_BTHK, causal=True))
-        return self.wo(y_BTHK.flatten(-2))
+        return self.wo(self.attend(q_BTHK, k_BTHK, v_BTHK, key).flatten(-2))
+
+    def attend(self, q_BTHK: Tensor, k_BTHK: Tensor, v_BTHK: Tensor, key: int | None) -> Tensor:
+        """With dropout head by head: the op numbers the heads that it is given, and a rank has some of them."""
+        if key is None:
+            return cast(Tensor, attention(q_BTHK, k_BTHK, v_BTHK, causal=True))
+        heads = zip(*(x.split(1, 2) for x in (q_BTHK, k_BTHK, v_BTHK)), strict=True)
+        seeds = (derived(key, self.dropout.name, head) for head in itertools.count(self.first_head))
+        return torch.cat(
+            [
+                cast(Tensor, attention(q, k, v, causal=True, dropout_p=self.dropout.p, seed=seed))
+                for (q, k, v), seed in zip(heads, seeds, strict=False)
+            ],
+            2,
+        )
 
 
 class MLP(nn.Module):
@@ -101,34 +123,40 @@ class Block(nn.Module):
         super().__init__()
         self.attention_norm = LayerNorm(config.dim, config.norm_eps)
         self.attention = Attention(config)
+        self.attention_dropout = PlacedDropout(config.dropout)
         self.mlp_norm = LayerNorm(config.dim, config.norm_eps)
         self.mlp = MLP(config.dim)
+        self.mlp_dropout = PlacedDropout(config.dropout)
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        normed, x_BTD = self.mlp_norm(self.attention(self.attention_norm(x_BTD)), x_BTD)
-        return x_BTD + self.mlp(normed)
+    def forward(self, x_BTD: Tensor, key: int | None = None) -> Tensor:
+        attended = self.attention_dropout(self.attention(self.attention_norm(x_BTD), key), key)
+        normed, x_BTD = self.mlp_norm(attended, x_BTD)
+        return x_BTD + self.mlp_dropout(self.mlp(normed), key)
 
 
 class GPT2(Decoder):
-    """The whole model."""
+    """The whole model. With dropout, `at(step, micro)` comes before each forward of training."""
 
     config: GPT2Config
 
     def build(self, config: GPT2Config) -> None:
         self.embedding = nn.Embedding(config.vocab_size, config.dim)
         self.positions = nn.Embedding(config.max_sequence_length, config.dim)
+        self.dropout = PlacedDropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = LayerNorm(config.dim, config.norm_eps)
         self.head = None
 
     def ends(self) -> tuple[list[str], list[str]]:
-        return ["embedding", "positions"], ["norm", "embedding"]
+        return ["embedding", "positions", "dropout"], ["norm", "embedding"]
 
     def enter(self, tokens_BT: Tensor) -> Tensor:
         self.check_length(tokens_BT)
-        return self.embedding(tokens_BT) + self.positions(torch.arange(tokens_BT.shape[-1], device=tokens_BT.device))
+        positions_TD = self.positions(torch.arange(tokens_BT.shape[-1], device=tokens_BT.device))
+        return self.dropout(self.embedding(tokens_BT) + positions_TD, self.key())
 
     def run(self, x_BTD: Tensor, blocks: Iterable[nn.Module], sequence_length: int) -> Tensor:
+        key, self._key = self.key(), None  # it is said for each forward
         for block in blocks:
-            x_BTD = block(x_BTD)
+            x_BTD = block(x_BTD, key)
         return x_BTD

@@ -26,16 +26,26 @@ class Parallel:
     norm = parallel.clip_grad_norm(1.0)
     optimizer.step()
     parallel.gather()                           # every rank has what the others updated
+
+    A model that has `at` is told step and microbatch before each forward, for its dropout. `num_steps` counts the
+    steps; who goes on from a checkpoint sets it. Microbatches are numbered over all data parallel ranks, one rank's in a row.
     """
 
     def __init__(self, model: nn.Module, mesh: Mesh, pipeline: Pipeline, cut: Mapping[str, tensor.Shard], zero: Zero):
         self.model, self.mesh, self.pipeline, self.cut, self.zero = model, mesh, pipeline, cut, zero
-        self.shards, self.gather, self.whole = zero.shards, zero.gather, zero.whole
+        self.shards, self.gather, self.whole, self.num_steps = zero.shards, zero.gather, zero.whole, 0
 
     def backward(self, micros: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         """Mean loss of this rank's microbatches (tokens, targets), which all ranks of pp and tp are given alike."""
-        loss = self.pipeline.step(micros, accumulating=self.zero.accumulating, holding=self.zero.holding)
+        first, at = self.mesh.dp.rank * len(micros), getattr(self.model, "at", lambda step, micro: None)
+        loss = self.pipeline.step(
+            micros,
+            before=lambda micro: at(self.num_steps, first + micro),
+            accumulating=self.zero.accumulating,
+            holding=self.zero.holding,
+        )
         self.zero.reduce()
+        self.num_steps += 1
         return loss
 
     def clip_grad_norm(self, max_norm: float) -> Tensor:

@@ -100,13 +100,14 @@ class Pipeline:
         self,
         micros: Sequence[tuple[Tensor, Tensor]],
         *,
+        before: Callable[[int], None] = lambda micro: None,
         accumulating: Callable[[], AbstractContextManager[Any]] = nullcontext,
         holding: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> Tensor:
         """Mean loss of the microbatches (tokens, targets), which every stage is given, on every stage.
 
         Gradients are added to what is there. Every backward but this stage's last one runs under `accumulating()`;
-        where it is split, its first part, B, under `holding()`.
+        where it is split, its first part, B, under `holding()`. `before(micro)` is called before each forward.
         """
         self.channels.open()
         actions = orders(self.schedule, self.axis.size, len(micros), self.chunks_per_stage)[self.axis.rank]
@@ -120,6 +121,7 @@ class Pipeline:
             left -= action.kind == ends
             of, micro = action._replace(kind="F"), micros[action.micro]
             if action.kind == "F":
+                before(action.micro)
                 graphs[of] = self._forward(action, micro, 1 / len(micros), losses)
                 continue
             graph = graphs[of] if self.split and action.kind == "B" else graphs.pop(of)

@@ -8,7 +8,9 @@ A plan names modules by pattern and says how each is cut:
     vocab     an embedding, or the head that follows the last layer, by tokens of the vocabulary
     sequence  not at all: each rank keeps its part of the sequence, in (…, T, D), of what it gives
 
-A layer that has `sizes` is several in one, such as queries, keys and values: each of them is cut for itself.
+A layer that has `sizes` is several in one, such as queries, keys and values: each of them is cut for itself. Modules
+that have to know which part of the whole they see are told: `first_head` beside several in one that are cut by heads,
+`sequence_part` outside of regions.
 
 A module that has children of both kinds, column or heads and row, is a region: what enters it is whole on every rank,
 what its last product leaves is summed. Between regions all ranks hold the same, or, with sequence parallelism, each a
@@ -113,6 +115,9 @@ def cut(model: nn.Module, plan: Mapping[str, str], axis: Axis) -> dict[str, Shar
                 module.register_parameter(kind, nn.Parameter(part, parameter.requires_grad))
         if style in ("column", "heads") and hasattr(module, "sizes"):
             module.sizes = tuple(length for _, length, _ in found["weight"].slices)
+            parent: Any = model.get_submodule(name.rpartition(".")[0])
+            if hasattr(parent, "first_head"):
+                parent.first_head = found["weight"].slices[0].start // unit
         shards |= {f"{name}.{kind}": shard for kind, shard in found.items()}
     return shards
 
@@ -153,6 +158,10 @@ def hook(
             _overlap(model, region, children, Overlap(axis, sequence_parallel, overlap_chunks))
     if "vocab" in styles.values():
         _replace_head(model, axis, sequence_parallel)
+    for name, module in model.named_modules():
+        inside = any(name.startswith(f"{region}.") for region in regions)
+        if sequence_parallel and not inside and hasattr(module, "sequence_part"):
+            module.sequence_part = (axis.rank, axis.size)  # type: ignore[assignment]
     for name, parameter in model.named_parameters():
         inside = any(name.startswith(f"{region}.") for region in regions)
         if name in shards:
@@ -319,12 +328,15 @@ def _row(forward: Callable[[Tensor], Tensor], overlap: Overlap, x: Tensor) -> Te
 
 def _product(x: Tensor, weight: Tensor) -> Tensor:
     """Every product with a parameter here: one whose gradient can be put off (`llmsys.ops.deferred`)."""
+    if torch.is_autocast_enabled(x.device.type):  # which casts the weight: no gradient of it can wait
+        return F.linear(x, weight)
     return linear(x, weight)
 
 
 def _row_linear(module: Any, first: bool, x: Tensor) -> Tensor:
     """The bias, of which every rank has all, is added by the first one alone."""
-    return _product(x, module.weight) + (module.bias if first else module.bias * 0)
+    y = _product(x, module.weight)
+    return y + (module.bias if first else module.bias * 0).to(y.dtype)
 
 
 def _sum_gradients(parameter: nn.Parameter, axis: Axis) -> None:

@@ -122,7 +122,47 @@ def test_the_plan_names_every_matrix_once():
         assert fnmatch.filter(modules, pattern), pattern
 
 
+def test_dropout_draws_from_seed_step_micro_and_place():
+    shape = dataclasses.replace(TINY, dropout=0.5)
+    x, y = tokens(2, 8), tokens(2, 8, seed=1)
+
+    def loss(model, *place):
+        model.at(*place)
+        return model.loss(x, y).item()
+
+    model = GPT2(shape, seed=3)
+    first = loss(model, 0, 0)
+    assert first == loss(model, 0, 0) == loss(GPT2(shape, seed=3), 0, 0)
+    other = GPT2(shape, seed=3)
+    other.seed = 4
+    assert len({first, loss(model, 1, 0), loss(model, 0, 1), loss(other, 0, 0)}) == 4
+    without = GPT2(TINY, seed=3)
+    assert model.eval().loss(x, y).item() == without.loss(x, y).item() != first
+
+
+def test_dropout_is_of_the_embedding_and_of_both_branches():
+    """With nearly all dropped, nothing is left of them."""
+    model = far_from_the_start(GPT2(dataclasses.replace(TINY, dropout=1 - 1e-9), dtype=torch.float64))
+    model.at(0)
+    torch.testing.assert_close(model.hidden(tokens(1, 8)), model.norm.bias.expand(1, 8, -1))
+
+
+def test_each_head_drops_its_own():
+    attention = GPT2(dataclasses.replace(TINY, dropout=0.5)).blocks[0].attention
+    q = torch.ones(1, 8, 1, 6).expand(1, 8, 4, 6)
+    y = attention.attend(q, q, q, 5)
+    assert len({tuple(head.flatten().tolist()) for head in y.unbind(2)}) == 4
+    attention.first_head = 2
+    assert torch.equal(attention.attend(q[:, :, :2], q[:, :, :2], q[:, :, :2], 5), y[:, :, 2:])
+
+
 def test_bad_input():
+    with pytest.raises(
+        RuntimeError, match=r"a forward with dropout=0.1 in training, expected `at\(step, micro\)` before"
+    ):
+        GPT2(dataclasses.replace(TINY, dropout=0.1)).loss(tokens(1, 4), tokens(1, 4))
+    with pytest.raises(ValueError, match=r"dropout=1.0, expected a probability below 1"):
+        dataclasses.replace(TINY, dropout=1.0)
     with pytest.raises(ValueError, match=r"llmsys.models.GPT2: a sequence of 17 tokens, expected at most .*=16"):
         GPT2(TINY)(tokens(1, 17))
     with pytest.raises(ValueError, match=r"dim=24 with num_heads=5, expected a multiple of num_heads"):

@@ -23,21 +23,25 @@ def batches():
     return [torch.randint(32, (2, ROWS, LENGTH), generator=generator) for _ in range(STEPS)]
 
 
-def alone():
-    model = GPT2(SHAPE, dtype=torch.float64)
+def alone(shape=SHAPE, micros=1):
+    model = GPT2(shape, dtype=torch.float64)
     adamw, losses, norms = torch.optim.AdamW(model.parameters(), lr=1e-2), [], []
-    for tokens, targets in batches():
-        losses.append(model.loss(tokens, targets))
-        losses[-1].backward()
+    for step, batch in enumerate(batches()):
+        losses.append(torch.zeros((), dtype=torch.float64))
+        for micro, (tokens, targets) in enumerate(zip(*(each.chunk(micros) for each in batch), strict=True)):
+            model.at(step, micro)
+            loss = model.loss(tokens, targets) / micros
+            loss.backward()
+            losses[-1] += loss.detach()
         norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM))
         adamw.step()
         adamw.zero_grad()
-    return torch.stack(losses).detach(), torch.stack(norms), model.state_dict()
+    return torch.stack(losses), torch.stack(norms), model.state_dict()
 
 
-def in_parts(sizes, zero, micros, sequence_parallel, options):
+def in_parts(shape, sizes, zero, micros, sequence_parallel, options):
     mesh = connect(**sizes)
-    model = GPT2(SHAPE, dtype=torch.float64)
+    model = GPT2(shape, dtype=torch.float64)
     parallel = parallelize(
         *(model, PLAN, mesh), zero=zero, sequence_parallel=sequence_parallel, bucket_bytes=2000, **options
     )
@@ -67,8 +71,29 @@ def in_parts(sizes, zero, micros, sequence_parallel, options):
     ids=str,
 )
 def test_gpt2_equals_one_process(sizes, zero, micros, sequence_parallel, options):
-    losses, norms, weights = alone()
-    found = run(Mesh(**sizes).size, in_parts, sizes, zero, micros, sequence_parallel, options)
+    check(alone(), run(Mesh(**sizes).size, in_parts, SHAPE, sizes, zero, micros, sequence_parallel, options))
+
+
+# A microbatch is the same rows in every layout of as many of them, and what is dropped of it too.
+@pytest.mark.parametrize(
+    "sizes, zero, micros, sequence_parallel, options",
+    [
+        ({"tp": 2}, 0, 2, True, {"overlap_chunks": 2}),
+        ({"tp": 4}, 0, 2, False, {"recompute": "selective"}),
+        ({"pp": 2, "dp": 2}, 1, 2, False, {"schedule": "zb_h1", "recompute": "full"}),
+        ({"pp": 2, "tp": 2, "dp": 2}, 2, 2, True, {"recompute": "full"}),
+    ],
+    ids=str,
+)
+def test_dropout_is_that_of_one_process(sizes, zero, micros, sequence_parallel, options):
+    shape = dataclasses.replace(SHAPE, dropout=0.2)
+    found = run(Mesh(**sizes).size, in_parts, shape, sizes, zero, micros, sequence_parallel, options)
+    check(alone(shape, micros * sizes.get("dp", 1)), found)
+
+
+def check(expected, found):
+    """The losses, norms and weights of one process."""
+    losses, norms, weights = expected
     torch.testing.assert_close(torch.stack([each[0] for each in found]).mean(0), losses, **TOLERANCE)
     for _, their_norms, theirs, cut in found:
         torch.testing.assert_close(their_norms, norms, **TOLERANCE)
