@@ -13,9 +13,10 @@ from llmsys.parallel import tensor
 from llmsys.parallel.grad_norm import clip_grad_norm
 from llmsys.parallel.mesh import Mesh
 from llmsys.parallel.pipeline import Pipeline
+from llmsys.parallel.shard import Shard
 from llmsys.parallel.zero import BUCKET_BYTES, Zero
 
-Fill = Callable[[Any, Mapping[str, tensor.Shard]], None]
+Fill = Callable[[Any, Mapping[str, Shard]], None]
 
 
 class Parallel:
@@ -27,11 +28,11 @@ class Parallel:
     optimizer.step()
     parallel.gather()                           # every rank has what the others updated
 
-    A model that has `at` is told step and microbatch before each forward, for its dropout. `num_steps` counts the
-    steps; who goes on from a checkpoint sets it. Microbatches are numbered over all data parallel ranks, one rank's in a row.
+    A model that has `at` is told step and microbatch before each forward, for its dropout. `num_steps` counts steps;
+    who goes on from a checkpoint sets it. Microbatches are numbered over all ranks of dp, one rank's in a row.
     """
 
-    def __init__(self, model: nn.Module, mesh: Mesh, pipeline: Pipeline, cut: Mapping[str, tensor.Shard], zero: Zero):
+    def __init__(self, model: nn.Module, mesh: Mesh, pipeline: Pipeline, cut: Mapping[str, Shard], zero: Zero):
         self.model, self.mesh, self.pipeline, self.cut, self.zero = model, mesh, pipeline, cut, zero
         self.shards, self.gather, self.whole, self.num_steps = zero.shards, zero.gather, zero.whole, 0
 
@@ -111,7 +112,7 @@ def parallelize(
 
 
 def _initialise(
-    model: Any, cut: Mapping[str, tensor.Shard], device: torch.device | str | None, seed: int | None, fill: Fill | None
+    model: Any, cut: Mapping[str, Shard], device: torch.device | str | None, seed: int | None, fill: Fill | None
 ) -> None:
     """Memory for what is kept, and what is in it."""
     where = "llmsys.parallel.parallelize"

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from llmsys.parallel import collectives
 from llmsys.parallel.mesh import Mesh
-from llmsys.parallel.tensor import Shard
+from llmsys.parallel.shard import Shard
 from llmsys.parallel.zero import Zero
 
 

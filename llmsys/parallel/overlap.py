@@ -7,12 +7,12 @@ tokens are not neighbours: `in_order` and `by_chunks` are the ways between chunk
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from llmsys.parallel import collectives
 from llmsys.parallel.collectives import Pending
@@ -88,6 +88,42 @@ class Arriving:
             f"llmsys.parallel.tensor: a region reads {name!r} of what enters it, expected it given to column layers "
             "alone, or a region that says it is `tokenwise`; use overlap_chunks=1"
         )
+
+
+def overlap_region(model: nn.Module, region: str, children: Mapping[str, str], overlap: Overlap) -> None:
+    """Let a region communicate by chunks: all of it where it is `tokenwise`, else its children, by name and style."""
+    module: Any = model.get_submodule(region)
+    if getattr(module, "tokenwise", False):
+        module.forward = partial(_tokenwise, module.forward, overlap)
+        return
+    module.register_forward_pre_hook(lambda module, args: (overlap.arriving(args[0]), *args[1:]))
+    for name, style in children.items():
+        layer: Any = model.get_submodule(name)
+        layer.forward = (
+            partial(_row, layer.forward, overlap) if style == "row" else partial(_column, layer.forward, overlap, name)
+        )
+
+
+def _tokenwise(forward: Callable[[Tensor], Tensor], overlap: Overlap, x: Tensor) -> Tensor:
+    """All of a region by chunks: what it gives for a token is of that token alone."""
+    return overlap.left(forward(chunk) for chunk in overlap.arriving(x))
+
+
+def _column(forward: Callable[[Tensor], Any], overlap: Overlap, name: str, x: Any) -> Any:
+    """The product, or several, of the whole sequence."""
+    if not isinstance(x, Arriving):
+        raise TypeError(
+            f"llmsys.parallel.tensor: {name} was given a {type(x).__name__}, expected what enters its region as it is; "
+            "use overlap_chunks=1"
+        )
+    found = [forward(chunk) for chunk in x]
+    if isinstance(found[0], tuple):
+        return tuple(overlap.in_order(part) for part in zip(*found, strict=True))
+    return overlap.in_order(found)
+
+
+def _row(forward: Callable[[Tensor], Tensor], overlap: Overlap, x: Tensor) -> Tensor:
+    return overlap.left(forward(chunk) for chunk in overlap.by_chunks(x))
 
 
 # ---- with gradients: two ends of each way. What lies between them is on its way, and read at the other end alone ----

@@ -20,11 +20,10 @@ Source     Shoeybi et al. 2019, arXiv:1909.08053, section 3; with sequences: Kor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -34,40 +33,10 @@ from llmsys.ops import cross_entropy_parts, linear, merge_cross_entropy
 from llmsys.ops.cross_entropy.sharded import Parts
 from llmsys.parallel import collectives
 from llmsys.parallel.mesh import Axis
-from llmsys.parallel.overlap import TOKENS, Arriving, Overlap
+from llmsys.parallel.overlap import TOKENS, Overlap, overlap_region
+from llmsys.parallel.shard import Shard, shard_of
 
 STYLES = ("column", "heads", "row", "vocab", "sequence")
-
-
-class Slice(NamedTuple):
-    """[start, start + length) of a dimension, which `copies` ranks hold."""
-
-    start: int
-    length: int
-    copies: int = 1
-
-
-@dataclass(frozen=True)
-class Shard:
-    """What a rank holds of a weight: slices, one after another, of dimension `dim`, whose size there is `whole`."""
-
-    dim: int
-    whole: int
-    slices: tuple[Slice, ...]
-
-    def of(self, x: Any) -> Tensor:
-        """That part of the whole `x`: of a tensor, or of what is indexed like one, as a weight in a file is."""
-        return torch.cat(self.slices_of(x), self.dim) if len(self.slices) > 1 else self.slices_of(x)[0]
-
-    def slices_of(self, x: Any) -> list[Tensor]:
-        """As views, where x is a tensor."""
-        before = (slice(None),) * self.dim
-        places = [(*before, slice(start, start + length)) for start, length, _ in self.slices]
-        return [x[place] for place in places]
-
-    def whole_shape(self, part: torch.Size) -> tuple[int, ...]:
-        """Of the weight that `part` is the shape of this part of."""
-        return (*part[: self.dim], self.whole, *part[self.dim + 1 :])
 
 
 def apply(
@@ -108,7 +77,7 @@ def cut(model: nn.Module, plan: Mapping[str, str], axis: Axis) -> dict[str, Shar
         unit = _unit(model, styles, name)
         found: dict[str, Shard] = {}
         for kind, parameter in list(module.named_parameters(recurse=False)):
-            shard = _shard(f"{name}.{kind}", style, module, unit, parameter, axis)
+            shard = shard_of(f"{name}.{kind}", style, module, unit, parameter, axis)
             if shard is not None:
                 found[kind] = shard
                 part = shard.of(parameter.data).clone(memory_format=torch.contiguous_format)
@@ -155,7 +124,7 @@ def hook(
             _enclose(model.get_submodule(region), axis, sequence_parallel)
         else:
             children = {name: style for name, style in styles.items() if name.rpartition(".")[0] == region}
-            _overlap(model, region, children, Overlap(axis, sequence_parallel, overlap_chunks))
+            overlap_region(model, region, children, Overlap(axis, sequence_parallel, overlap_chunks))
     if "vocab" in styles.values():
         _replace_head(model, axis, sequence_parallel)
     for name, module in model.named_modules():
@@ -223,40 +192,6 @@ def _unit(model: nn.Module, styles: Mapping[str, str], name: str) -> int:
     return int(model.get_submodule(parent).head_dim) if by_heads else 1  # type: ignore[arg-type]
 
 
-def _shard(name: str, style: str, module: Any, unit: int, parameter: Tensor, axis: Axis) -> Shard | None:
-    """None for what stays whole: the bias of a row, and a module whose output is cut."""
-    if style == "sequence" or (style == "row" and parameter.dim() == 1):
-        return None
-    dim = 1 if style == "row" else 0
-    whole = parameter.shape[dim]
-    sizes = getattr(module, "sizes", (whole,)) if style in ("column", "heads") else (whole,)
-    noun = "heads" if unit > 1 else {"row": "inputs", "vocab": "tokens"}.get(style, "outputs")
-    slices, start = [], 0
-    for index, size in enumerate(sizes):
-        slice_ = _slice(start, size, unit, style == "heads", axis)
-        if slice_ is None:
-            which = f"part {index} of sizes {sizes}" if len(sizes) > 1 else f"of shape {tuple(parameter.shape)}"
-            raise ValueError(
-                f"llmsys.parallel.tensor: {name} {which} has {size // unit} {noun}, expected a multiple of the "
-                f"{axis.size} ranks of {axis}"
-            )
-        slices.append(slice_)
-        start += size
-    return Shard(dim, whole, tuple(slices))
-
-
-def _slice(start: int, size: int, unit: int, copied: bool, axis: Axis) -> Slice | None:
-    """This rank's part of [start, start + size), whole units of it; None if there are no equal parts."""
-    units = size // unit
-    if size % unit or not units:
-        return None
-    if copied and axis.size % units == 0:
-        copies = axis.size // units
-        return Slice(start + axis.rank // copies * unit, unit, copies)
-    length = units // axis.size * unit
-    return None if units % axis.size else Slice(start + axis.rank * length, length)
-
-
 def _adapt(module: Any, style: str, shard: Shard | None, axis: Axis, sequence_parallel: bool) -> None:
     """What a module that is cut does otherwise; `shard` is that of its weight."""
     embeds = isinstance(module, nn.Embedding)
@@ -289,41 +224,6 @@ def _enter(x: Tensor, axis: Axis, sequence_parallel: bool) -> Tensor:
 
 def _leave(y: Tensor, axis: Axis, sequence_parallel: bool) -> Tensor:
     return collectives.scatter_out(y, axis, TOKENS) if sequence_parallel else collectives.reduce_out(y, axis)
-
-
-def _overlap(model: nn.Module, region: str, children: Mapping[str, str], overlap: Overlap) -> None:
-    module: Any = model.get_submodule(region)
-    if getattr(module, "tokenwise", False):
-        module.forward = partial(_tokenwise, module.forward, overlap)
-        return
-    module.register_forward_pre_hook(lambda module, args: (overlap.arriving(args[0]), *args[1:]))
-    for name, style in children.items():
-        layer: Any = model.get_submodule(name)
-        layer.forward = (
-            partial(_row, layer.forward, overlap) if style == "row" else partial(_column, layer.forward, overlap, name)
-        )
-
-
-def _tokenwise(forward: Callable[[Tensor], Tensor], overlap: Overlap, x: Tensor) -> Tensor:
-    """All of a region by chunks: what it gives for a token is of that token alone."""
-    return overlap.left(forward(chunk) for chunk in overlap.arriving(x))
-
-
-def _column(forward: Callable[[Tensor], Any], overlap: Overlap, name: str, x: Any) -> Any:
-    """The product, or several, of the whole sequence."""
-    if not isinstance(x, Arriving):
-        raise TypeError(
-            f"llmsys.parallel.tensor: {name} was given a {type(x).__name__}, expected what enters its region as it is; "
-            "use overlap_chunks=1"
-        )
-    found = [forward(chunk) for chunk in x]
-    if isinstance(found[0], tuple):
-        return tuple(overlap.in_order(part) for part in zip(*found, strict=True))
-    return overlap.in_order(found)
-
-
-def _row(forward: Callable[[Tensor], Tensor], overlap: Overlap, x: Tensor) -> Tensor:
-    return overlap.left(forward(chunk) for chunk in overlap.by_chunks(x))
 
 
 def _product(x: Tensor, weight: Tensor) -> Tensor:
