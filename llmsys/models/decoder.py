@@ -122,16 +122,20 @@ class Decoder(nn.Module):
             )
 
     @torch.no_grad()
-    def initialise(self, seed: int, cut: Mapping[str, Cut] | None = None) -> None:
+    def initialise(
+        self, seed: int, cut: Mapping[str, Cut] | None = None, weights: Mapping[str, Tensor] | None = None
+    ) -> None:
         """Fill every weight from (seed, name): normal of deviation 0.02, over √(2·num_layers) before a residual sum.
 
         Biases are 0 and the weights of norms 1. `cut` says, by name, which parameters are a part of the model's: they
         get that part of what the whole would get. One whole weight at a time exists.
 
+        weights    those to fill, by name, instead of the parameters that there are
+
         Source     Radford et al. 2019 (GPT-2), section 2.3
         """
         self.seed, cut = seed, cut or {}
-        for name, weight in self.named_parameters():
+        for name, weight in (dict(self.named_parameters()) if weights is None else weights).items():
             if name.endswith("bias") or weight.dim() == 1:
                 weight.fill_(0.0 if name.endswith("bias") else 1.0)
             elif name in cut:

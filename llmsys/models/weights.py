@@ -20,11 +20,15 @@ def save_weights(model: nn.Module, path: str | Path) -> None:
 
 
 @torch.no_grad()
-def load_weights(model: nn.Module, path: str | Path, cut: Mapping[str, Cut] | None = None) -> None:
-    """Copy the weights in `path` into `model`, which keeps its device and dtype; one at a time is in memory.
+def load_weights(
+    model: nn.Module | Mapping[str, Tensor], path: str | Path, cut: Mapping[str, Cut] | None = None
+) -> None:
+    """Copy the weights in `path` into `model`, or into its weights by name, which keep their device and dtype.
 
-    cut        of a model that is a part of the one in the file: by name, which part of a parameter it holds. No more of
-               it is read, and nothing of parameters that the model does not have
+    One weight at a time is in memory.
+
+    cut        where `model` is a part of the one in the file: by name, which part of a parameter it has. No more of it
+               is read, and nothing of parameters that it does not have
 
     Errors     FileNotFoundError; ValueError if the file is not safetensors, is cut short, or if a name, a shape or a
                kind of dtype is not the model's. The model is untouched then.
@@ -34,7 +38,7 @@ def load_weights(model: nn.Module, path: str | Path, cut: Mapping[str, Cut] | No
     where = f"llmsys.models.load_weights: {path}"
     if not Path(path).is_file():
         raise FileNotFoundError(f"{where}: no such file")
-    weights = dict(model.named_parameters())
+    weights = dict(model.named_parameters()) if isinstance(model, nn.Module) else model
     try:
         with safe_open(path, framework="pt") as file:
             _check(where, file, weights, cut)

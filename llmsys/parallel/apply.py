@@ -16,7 +16,7 @@ from llmsys.parallel.pipeline import Pipeline
 from llmsys.parallel.shard import Shard
 from llmsys.parallel.zero import BUCKET_BYTES, Zero
 
-Fill = Callable[[Any, Mapping[str, Shard]], None]
+Fill = Callable[[Mapping[str, Tensor], Mapping[str, Shard]], None]
 
 
 class Parallel:
@@ -81,7 +81,8 @@ def parallelize(
     recompute  what backward computes again: "none", "selective" (what the plan says) or "full" (each block)
 
     A model on the meta device gets memory on `device`, the CPU by default, for what this rank holds alone. It starts
-    as the whole one does from `seed`, or as `fill(model, cut)` leaves it, such as `load_weights` of llmsys.models.
+    as the whole one does from `seed`; or `fill(weights, cut)` writes weights, some at a time, that it is given by name,
+    where `cut` says what part they are of the whole one's: such as `load_weights` of llmsys.models.
 
     Errors     ValueError for a plan or a layout that does not fit the model, of the part that found it; for a model on
                the meta device without seed or fill, or another with them
@@ -90,7 +91,7 @@ def parallelize(
         *(model, plan["stages"], mesh.pp), schedule=schedule, chunks_per_stage=chunks_per_stage, costs=costs
     )
     cut = tensor.cut(model, plan["tensor"], mesh.tp)
-    _initialise(model, cut, device, seed, fill)
+    initial = _initial(model, cut, device, seed, fill)
     tensor.hook(
         *(model, plan["tensor"], mesh.tp, cut), sequence_parallel=sequence_parallel, overlap_chunks=overlap_chunks
     )
@@ -107,30 +108,50 @@ def parallelize(
         reduce_dtype=reduce_dtype,
         group_of=group_of,
         shared=pipeline.shared,
+        fill=initial,
     )
+    if initial is not None:
+        _fill_rest(model, initial)
     return Parallel(model, mesh, pipeline, cut, flat)
 
 
-def _initialise(
+def _initial(
     model: Any, cut: Mapping[str, Shard], device: torch.device | str | None, seed: int | None, fill: Fill | None
-) -> None:
-    """Memory for what is kept, and what is in it."""
+) -> Callable[[Mapping[str, Tensor]], None] | None:
+    """What fills the weights of a model on the meta device, which is now on `device`, without memory yet; else None."""
     where = "llmsys.parallel.parallelize"
-    without = [name for name, parameter in model.named_parameters() if parameter.is_meta]
-    given = {"device": device, "seed": seed, "fill": fill}
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    without = [name for name, each in tensors if each.is_meta]
     if not without:
-        for option, value in given.items():
+        for option, value in {"device": device, "seed": seed, "fill": fill}.items():
             if value is not None:
                 raise ValueError(
                     f"{where}: {option}={value} for a model that has memory, expected one on the meta device"
                 )
-        return
-    if len(without) < len(list(model.parameters())):
+        return None
+    if len(without) < len(tensors):
         raise ValueError(f"{where}: {without[0]} is on the meta device and others are not, expected all of them there")
+    for name, _ in model.named_buffers():
+        raise ValueError(f"{where}: {name} is a buffer on the meta device, expected parameters alone there")
     if (seed is None) == (fill is None):
         raise ValueError(f"{where}: a model on the meta device with seed={seed} and fill={fill}, expected one of them")
-    model.to_empty(device=device or "cpu")
+    made: dict[nn.Parameter, nn.Parameter] = {}  # a tied one once
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            if parameter not in made:
+                empty = torch.empty_like(parameter, device=device or "cpu", requires_grad=False)
+                empty.untyped_storage().resize_(0)
+                made[parameter] = nn.Parameter(empty, parameter.requires_grad)
+            setattr(module, name, made[parameter])
     if fill is not None:
-        fill(model, cut)
-    else:
-        model.initialise(seed, cut)
+        return lambda weights: fill(weights, cut)
+    return lambda weights: model.initialise(seed, cut, weights)
+
+
+def _fill_rest(model: nn.Module, initial: Callable[[Mapping[str, Tensor]], None]) -> None:
+    """What ZeRO does not hold: frozen parameters."""
+    for name, parameter in model.named_parameters():
+        storage = parameter.untyped_storage()
+        if not parameter.requires_grad and storage.nbytes() < parameter.nbytes:
+            storage.resize_(parameter.nbytes)
+            initial({name: parameter.data})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,8 @@ from llmsys.parallel.buckets import Bucket, Piece
 from llmsys.parallel.collectives import Pending
 from llmsys.parallel.mesh import Axis
 
+Fill = Callable[[Mapping[str, Tensor]], None]
+
 
 class Flat:
     """A bucket, whose parameters become views of one tensor.
@@ -22,6 +24,7 @@ class Flat:
     gradients    the sum of what this rank's backwards found and nobody reduced yet; None where there is none
     total        this rank's part of the sum over `owners` of what was reduced; None where there is none
 
+    fill              writes parameters, by name, of a model that has no memory for them; else they are copied
     keeps_gradients   whether `gradients` stay, and `total` is written into them; else a reduction uses them up
     """
 
@@ -36,12 +39,17 @@ class Flat:
         keeps_gradients: bool,
         master_dtype: torch.dtype | None,
         reduce_dtype: torch.dtype | None,
+        fill: Fill | None,
     ):
         self.bucket, self.parameters, self.owners, self.copies = bucket, list(parameters), owners, copies
         self.keeps_gradients = keeps_gradients
         self.whole = parameters[0].new_zeros(bucket.size, requires_grad=False)
-        for view, parameter in zip(self._views(self.whole), parameters, strict=True):
-            view.copy_(parameter.data)
+        views = self._views(self.whole)
+        if fill is not None:
+            fill({piece.name: view for piece, view in zip(bucket.pieces, views, strict=True)})
+        for view, parameter in zip(views, parameters, strict=True):
+            if fill is None:
+                view.copy_(parameter.data)
             parameter.data = view
         part = self.part_of(self.whole)
         self.trained = parameters[0].requires_grad

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from llmsys.parallel import collectives
 from llmsys.parallel.buckets import Piece, buckets_of
-from llmsys.parallel.flat import Flat
+from llmsys.parallel.flat import Fill, Flat
 from llmsys.parallel.mesh import Axis, Mesh
 from llmsys.parallel.units import Unit, Units
 
@@ -52,6 +52,7 @@ class Zero:
     units      of stage 3, in the order of the forward
     shared     parameters that another pipeline stage holds too, by name, and that stage: their gradients are summed
                with its ones by `reduce`, once
+    fill       writes parameters, by name, a bucket after the other: of a model whose parameters have no memory
 
     Shapes     of any model; frozen parameters stay as they are, in stage 3 in parts; tied ones are one
     Numerics   gradients are summed over microbatches and ranks in `reduce_dtype`, by default their own, and divided by
@@ -75,6 +76,7 @@ class Zero:
         reduce_dtype: torch.dtype | None = None,
         group_of: Callable[[str, nn.Parameter], Hashable] = lambda name, parameter: None,
         shared: Mapping[str, int] | None = None,
+        fill: Fill | None = None,
     ):
         if stage not in (0, 1, 2, 3):
             raise ValueError(f"llmsys.parallel.Zero: stage={stage}, expected 0, 1, 2 or 3")
@@ -96,6 +98,7 @@ class Zero:
             keeps_gradients=stage < 2,
             master_dtype=master_dtype,
             reduce_dtype=reduce_dtype,
+            fill=fill,
         )
         named = {name: p for name, p in model.named_parameters() if stage == 3 or p.requires_grad}
         modules = list(dict.fromkeys(units)) if stage == 3 else []
