@@ -81,7 +81,7 @@ def test_gpt2_equals_one_process(sizes, zero, micros, sequence_parallel, options
         ({"tp": 2}, 0, 2, True, {"overlap_chunks": 2}),
         ({"tp": 4}, 0, 2, False, {"recompute": "selective"}),
         ({"pp": 2, "dp": 2}, 1, 2, False, {"schedule": "zb_h1", "recompute": "full"}),
-        ({"pp": 2, "tp": 2, "dp": 2}, 2, 2, True, {"recompute": "full"}),
+        ({"pp": 2, "tp": 2, "dp": 2}, 3, 2, True, {"recompute": "full", "overlap_chunks": 2}),
     ],
     ids=str,
 )
