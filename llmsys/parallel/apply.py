@@ -28,13 +28,15 @@ class Parallel:
     optimizer.step()
     parallel.gather()                           # every rank has what the others updated
 
+    `parallel.step(optimizer)` does the last two, one beside the other. Weights are read within `parallel.whole()`.
     A model that has `at` is told step and microbatch before each forward, for its dropout. `num_steps` counts steps;
     who goes on from a checkpoint sets it. Microbatches are numbered over all ranks of dp, one rank's in a row.
     """
 
     def __init__(self, model: nn.Module, mesh: Mesh, pipeline: Pipeline, cut: Mapping[str, Shard], zero: Zero):
         self.model, self.mesh, self.pipeline, self.cut, self.zero = model, mesh, pipeline, cut, zero
-        self.shards, self.gather, self.whole, self.num_steps = zero.shards, zero.gather, zero.whole, 0
+        self.shards, self.gather, self.step, self.whole = zero.shards, zero.gather, zero.step, zero.whole
+        self.num_steps = 0
 
     def backward(self, micros: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         """Mean loss of this rank's microbatches (tokens, targets), which all ranks of pp and tp are given alike."""
@@ -72,6 +74,7 @@ def parallelize(
     bucket_bytes: int = BUCKET_BYTES,
     master_dtype: torch.dtype | None = None,
     reduce_dtype: torch.dtype | None = None,
+    offload: bool = False,
     group_of: Callable[[str, nn.Parameter], Hashable] = lambda name, parameter: None,
 ) -> Parallel:
     """Keep of `model` what this rank holds, by `plan`, and hook in what it says to others.
@@ -106,6 +109,7 @@ def parallelize(
         bucket_bytes=bucket_bytes,
         master_dtype=master_dtype,
         reduce_dtype=reduce_dtype,
+        offload=offload,
         group_of=group_of,
         shared=pipeline.shared,
         fill=initial,

@@ -53,12 +53,14 @@ class Flat:
             parameter.data = view
         part = self.part_of(self.whole)
         self.trained = parameters[0].requires_grad
-        shard = part.to(master_dtype if master_dtype and self.trained else part.dtype, copy=not keeps_whole)
+        dtype = master_dtype if master_dtype and self.trained else part.dtype
+        shard = self._new_shard(part, dtype, apart=not keeps_whole)
         self.shard = nn.Parameter(shard, requires_grad=self.trained)
         self.gradient_dtype = reduce_dtype or part.dtype
         self.gradients: Tensor | None = None
         self.total: Tensor | None = None
         self.missing: set[int] = set()  # of parameters, whose gradients this backward has yet to find
+        self.waits = False  # for a reduction
         # Held here, autograd's node of each parameter stays the same.
         self._nodes = [get_gradient_edge(parameter).node for parameter in parameters if self.trained]
         self._gathering: Pending | None = None
@@ -66,6 +68,9 @@ class Flat:
         self.begin()
         if not keeps_whole:
             self.free()
+
+    def _new_shard(self, part: Tensor, dtype: torch.dtype, *, apart: bool) -> Tensor:
+        return part.to(dtype, copy=apart)
 
     @property
     def group(self) -> Hashable:
@@ -94,10 +99,12 @@ class Flat:
     def start_gather(self) -> None:
         """Every rank's shard on its way into `whole`, which has its storage again."""
         self.whole.untyped_storage().resize_(self.whole.nbytes)
+        self._gathering = collectives.start_all_gather_into(self.whole, self._own_part(), self.owners)
+
+    def _own_part(self) -> Tensor:
+        """The shard in the parameters' dtype."""
         part = self.shard.detach()
-        if part.dtype != self.whole.dtype:
-            part = self.part_of(self.whole).copy_(part)
-        self._gathering = collectives.start_all_gather_into(self.whole, part, self.owners)
+        return part if part.dtype == self.whole.dtype else self.part_of(self.whole).copy_(part)
 
     def finish_gather(self) -> None:
         if self._gathering is not None:
@@ -109,6 +116,9 @@ class Flat:
         self.finish_gather()
         self.whole.untyped_storage().resize_(0)
 
+    def send_back(self) -> None:
+        """The shard was updated: let it come to where it is gathered from."""
+
     def take_written(self) -> None:
         """The shard becomes what was written into the parameters."""
         self.shard.data.copy_(self.part_of(self.whole))
@@ -118,6 +128,7 @@ class Flat:
     def begin(self) -> None:
         """No gradient yet. Those that stay accumulate where they will be reduced, if that is of their dtype."""
         self.finish_reduce()
+        self.waits = False
         self.shard.grad = self.total = None
         if not (self.keeps_gradients and self.trained):
             self.gradients = None
@@ -136,6 +147,7 @@ class Flat:
 
     def add(self, index: int) -> None:
         """What a backward left in a parameter's `.grad` goes to `gradients`, if it is not there."""
+        self.waits = True
         parameter, piece = self.parameters[index], self.bucket.pieces[index]
         assert parameter.grad is not None
         if self.gradients is None:
@@ -148,6 +160,7 @@ class Flat:
     def start_reduce(self) -> None:
         """The sum of what was found on its way; of zeros if nothing was, since all ranks reduce the same buckets."""
         self.finish_reduce()
+        self.waits = False
         found = self.gradients
         if found is None:
             found = torch.zeros(self.bucket.size, dtype=self.gradient_dtype, device=self.shard.device)

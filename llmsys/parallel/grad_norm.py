@@ -29,7 +29,7 @@ def grad_norm(zero: Zero, mesh: Mesh, shards: Mapping[str, Shard]) -> Tensor:
         for holders, run in [(mesh.tp.size, part)] if shard is None else _runs(shard, piece.shape, start, part):
             square = torch.linalg.vector_norm(run, dtype=wide).square()
             squares.append(square / (holders * zero.holders(piece.name)))
-    total = torch.stack(squares).sum()
+    total = torch.stack(squares).sum().to(zero.device)
     return collectives.all_reduce(collectives.all_reduce(total, zero.owners), mesh.model).sqrt()
 
 
@@ -57,5 +57,5 @@ def clip_grad_norm(zero: Zero, mesh: Mesh, shards: Mapping[str, Shard], max_norm
     norm = grad_norm(zero, mesh, shards)
     scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
     for _, _, part in zero.gradients():
-        part.mul_(scale)
+        part.mul_(scale.to(part.device))
     return norm

@@ -27,14 +27,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llmsys.memory.offload import Ferry
 from llmsys.parallel import collectives
 from llmsys.parallel.buckets import Piece, buckets_of
 from llmsys.parallel.flat import Fill, Flat
 from llmsys.parallel.mesh import Axis, Mesh
+from llmsys.parallel.offloaded import OffloadedFlat
 from llmsys.parallel.units import Unit, Units
 
 BUCKET_BYTES = 25 << 20
-MAX_REDUCING = 2  # buckets whose gradients are on their way at once
+MAX_REDUCING = 2  # buckets whose gradients are on their way at once, where that takes memory
 
 
 class Zero:
@@ -50,6 +52,8 @@ class Zero:
     the same ones in the same order. Other readers go within `whole()`.
 
     units      of stage 3, in the order of the forward
+    offload    shards, with masters and what the optimizer keeps, live on the host; gradients go there as they are
+               reduced; `step` updates each bucket while others come and go
     shared     parameters that another pipeline stage holds too, by name, and that stage: their gradients are summed
                with its ones by `reduce`, once
     fill       writes parameters, by name, a bucket after the other: of a model whose parameters have no memory
@@ -58,10 +62,11 @@ class Zero:
     Numerics   gradients are summed over microbatches and ranks in `reduce_dtype`, by default their own, and divided by
                the size of mesh.data; the optimizer updates a master where `master_dtype` is not that of the parameter
     Traffic    each step, of Ψ bytes of gradients and parameters and N ranks: stage 0 2·(N − 1)/N·Ψ on data; stages 1
-               and 2 as much on shard, and 2·(M − 1)/M·Ψ/N on the M copies of each shard; stage 3 half as much again on
-               shard, where a unit is not used again at once: 2 parts of 3 for each microbatch
-    Errors     ValueError for a stage that is not one, or a model without parameters that ask for gradients;
-               RuntimeError for a backward that this stage cannot take, or reading the state of parameters in parts
+               and 2 as much on shard, half of it for each backward in stage 2, and 2·(M − 1)/M·Ψ/N on the M copies of
+               each shard; stage 3 at most 3·(N − 1)/N·Ψ on shard for each forward and backward
+    Errors     ValueError for a stage that is not one, a unit that is not of the model, or a model without parameters
+               that ask for gradients; RuntimeError for a backward that this stage cannot take, for `reduce` without
+               one, and for reading the state of parameters in parts
     """
 
     def __init__(
@@ -74,6 +79,7 @@ class Zero:
         bucket_bytes: int = BUCKET_BYTES,
         master_dtype: torch.dtype | None = None,
         reduce_dtype: torch.dtype | None = None,
+        offload: bool = False,
         group_of: Callable[[str, nn.Parameter], Hashable] = lambda name, parameter: None,
         shared: Mapping[str, int] | None = None,
         fill: Fill | None = None,
@@ -86,10 +92,12 @@ class Zero:
         self.owners = mesh.shard if stage else Axis("shard", (mesh.rank,), 0)
         self._shared_with = dict(shared or {})
         self._postponed = False
-        self._closed = False  # to another backward in this step
+        self._reduces = False  # what a backward of this step found
+        self._closed = False  # to another one
         self._backward = -1  # the number that autograd gives the one that is going on, or -1
         self._queue: deque[Flat] = deque()  # to reduce in it, in this order
         self._reducing: deque[Flat] = deque()
+        self._ferries: dict[torch.device, Ferry] = {}
         flatten = partial(
             self._flatten,
             group_of=group_of,
@@ -99,9 +107,17 @@ class Zero:
             master_dtype=master_dtype,
             reduce_dtype=reduce_dtype,
             fill=fill,
+            ferries=self._ferries if offload else None,
         )
         named = {name: p for name, p in model.named_parameters() if stage == 3 or p.requires_grad}
         modules = list(dict.fromkeys(units)) if stage == 3 else []
+        inside = set(model.modules())
+        for i, module in enumerate(modules):
+            if module not in inside:
+                raise ValueError(
+                    f"llmsys.parallel.Zero: unit {i}, a {type(module).__name__}, expected modules of the "
+                    f"{type(model).__name__}"
+                )
         first, *others, last = _split(named, modules)
         flats = [
             flatten(first, bucket_bytes=bucket_bytes),
@@ -127,6 +143,7 @@ class Zero:
         *,
         group_of: Callable[[str, nn.Parameter], Hashable],
         bucket_bytes: int | None,
+        ferries: dict[torch.device, Ferry] | None,
         **options: Any,
     ) -> list[Flat]:
         """In the order in which a backward finds gradients; without `bucket_bytes` one for each kind."""
@@ -142,9 +159,15 @@ class Zero:
             max(1, numel if bucket_bytes is None else bucket_bytes // size),
             self.owners.size,
         )
-        return [
-            Flat(bucket, [named[piece.name] for piece in bucket.pieces], self.owners, **options) for bucket in buckets
-        ]
+        flats = []
+        for bucket in buckets:
+            parameters = [named[piece.name] for piece in bucket.pieces]
+            if ferries is None or not parameters[0].requires_grad:
+                flats.append(Flat(bucket, parameters, self.owners, **options))
+            else:
+                ferry = ferries.setdefault(parameters[0].device, Ferry(parameters[0].device))
+                flats.append(OffloadedFlat(bucket, parameters, self.owners, ferry=ferry, **options))
+        return flats
 
     def _check_whole(self, module: nn.Module, *_: Any) -> None:
         if not self._units.all_here():
@@ -169,6 +192,11 @@ class Zero:
     def holders(self, name: str) -> int:
         """How many pipeline stages hold this parameter."""
         return 2 if name in self._shared_with else 1
+
+    @property
+    def device(self) -> torch.device:
+        """Of the parameters."""
+        return self._flats[0].whole.device
 
     @contextmanager
     def whole(self, *, write: bool = False) -> Iterator[None]:
@@ -206,15 +234,20 @@ class Zero:
             self._postponed = before
 
     def reduce(self) -> None:
-        """Wait for the mean of the gradients, which is then in `.grad` of the shards."""
+        """Wait for the mean of the gradients, which is then in `.grad` of the shards.
+
+        What no backward outside of `holding()` came to again is reduced here.
+        """
+        self._queue = deque(flat for part in self._parts if any(flat.waits for flat in part) for flat in part)
+        if not (self._queue or self._reduces):
+            raise RuntimeError(
+                "llmsys.parallel.Zero.reduce: no gradients, expected a backward since construction or `gather`"
+            )
+        while self._queue:
+            self._start()
         for flat in self._flats:
             flat.finish_reduce()
         self._reducing.clear()
-        if all(flat.total is None for flat in self._flats):
-            raise RuntimeError(
-                f"llmsys.parallel.Zero.reduce: no gradients that stage {self.stage} reduced, expected a backward since "
-                "`gather` or construction, the last one outside of `accumulating()` and `holding()`"
-            )
         for pending in [flat.start_copies() for flat in self._flats]:
             pending.wait()
         for flat in self._flats:
@@ -223,20 +256,42 @@ class Zero:
         for name in sorted(shared):
             grad = shared[name].shard.grad
             assert grad is not None
-            collectives.sum_with(grad, self.mesh.pp, self._shared_with[name])
-        self._closed = True
+            there = grad.to(shared[name].whole.device)
+            grad.copy_(collectives.sum_with(there, self.mesh.pp, self._shared_with[name]))
+        self._reduces, self._closed = False, True
 
     def gather(self) -> None:
         """After the optimizer's step: every rank gets what the others updated, and gradients begin at zero."""
+        for flat in self._flats:
+            self._updated(flat)
+        self._begin()
+
+    def step(self, *optimizers: torch.optim.Optimizer, **options: Any) -> None:
+        """`optimizer.step(**options)` of each and `gather()`, bucket by bucket: one is updated while others are on
+        their way. An optimizer's `step` runs once for each bucket, whose gradient alone it then sees."""
+        gradients = [flat.shard.grad for flat in self._flats]
+        for flat in self._flats:
+            flat.shard.grad = None
+        for flat, gradient in zip(self._flats, gradients, strict=True):
+            flat.shard.grad = gradient
+            for optimizer in optimizers:
+                optimizer.step(**options)
+            flat.shard.grad = None
+            self._updated(flat)
+        self._begin()
+
+    def _updated(self, flat: Flat) -> None:
+        flat.send_back()
+        if self.stage < 3:
+            flat.start_gather()
+
+    def _begin(self) -> None:
         if self.stage == 3:
             self._units.refresh()
-        else:
-            for flat in self._flats:
-                flat.start_gather()
         for flat in self._flats:
             flat.finish_gather()
             flat.begin()
-        self._closed, self._backward = False, -1
+        self._reduces, self._closed, self._backward = False, False, -1
 
     # ---- during backward ----
 
@@ -260,9 +315,8 @@ class Zero:
         if not self._postponed:
             for flat in self._flats:
                 flat.await_gradients()
-            # A unit that no rank came to has nothing to reduce.
-            found = [part for part in self._parts if any(flat.missing or flat.gradients is not None for flat in part)]
-            self._queue = deque(flat for part in found for flat in part)
+            # What no rank comes to has nothing to reduce.
+            self._queue = deque(flat for part in self._parts if any(flat.missing for flat in part) for flat in part)
 
     def _found(self, flat: Flat, index: int, parameter: nn.Parameter) -> None:
         """A parameter's gradient is complete."""
@@ -278,7 +332,7 @@ class Zero:
         if not self._postponed:
             while self._queue:
                 self._start()
-            self._closed = self.stage < 2
+            self._reduces, self._closed = True, self.stage < 2
         self._backward = -1
         self._units.end()
 
@@ -286,7 +340,7 @@ class Zero:
         flat = self._queue.popleft()
         flat.start_reduce()
         self._reducing.append(flat)
-        if len(self._reducing) > MAX_REDUCING:
+        if len(self._reducing) > MAX_REDUCING and (self.stage > 1 or self._ferries):
             self._reducing.popleft().finish_reduce()
 
 

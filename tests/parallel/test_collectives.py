@@ -39,6 +39,12 @@ def values(sizes, name):
         for join in range(3):
             swapped = collectives.all_to_all(mine, axis, dim, join)
             assert torch.equal(swapped, torch.cat([x.chunk(n, dim)[axis.rank] for x in line], join))
+    whole = torch.full((n * mine.numel(),), torch.nan, dtype=mine.dtype)
+    part = whole.chunk(n)[axis.rank].copy_(mine.flatten())
+    collectives.start_all_gather_into(whole, part, axis).wait()
+    assert torch.equal(whole, torch.cat([x.flatten() for x in line]))
+    collectives.start_reduce_scatter_into(part, whole, axis).wait()
+    torch.testing.assert_close(part, n * mine.flatten(), rtol=0, atol=1e-14)
     torch.testing.assert_close(collectives.all_reduce(mine.clone(), axis), total, rtol=0, atol=1e-14)
     assert torch.equal(collectives.broadcast(mine.clone(), axis, n - 1), line[-1])
     to, source = (axis.rank + 1) % n, (axis.rank - 1) % n

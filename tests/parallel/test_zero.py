@@ -123,5 +123,7 @@ def test_traffic_of_copies():
 def test_errors():
     with pytest.raises(ValueError, match="stage=4, expected 0, 1, 2 or 3"):
         Zero(torch.nn.Linear(2, 2), Mesh(), stage=4)
+    with pytest.raises(ValueError, match="unit 1, a ReLU, expected modules of the Linear"):
+        Zero(model := torch.nn.Linear(2, 2), Mesh(), stage=3, units=[model, torch.nn.ReLU()])
     with pytest.raises(ValueError, match="no parameter asks for a gradient"):
         Zero(torch.nn.ReLU(), Mesh(), stage=1)
