@@ -39,8 +39,8 @@ class Channels:
     def __init__(self, axis: Axis, stages: Sequence[int]):
         self.axis, self.stages = axis, stages
         self._opened = False
-        self._known: dict[tuple[int, ...], Form] = {}  # activations, by tokens' shape
-        self._told: set[tuple[int, ...]] = set()
+        self._known: dict[tuple[int, ...], Form] = {}  # activations, by their stage and tokens' shape
+        self._told: set[tuple[int, ...]] = set()  # the same of those that go
         self._here: dict[Action, Tensor] = {}
         self._receiving: dict[Action, Pending] = {}
         self._sending: list[Pending] = []
@@ -72,7 +72,7 @@ class Channels:
 
     def expect(self, made: Action, tokens: Tensor, form: Form | None = None) -> None:
         """Let what `made` makes come while other work goes on, if its form is known, or was told before."""
-        if form is not None or tuple(tokens.shape) in self._known:
+        if form is not None or (self.stages[made.chunk], *tokens.shape) in self._known:
             self._start(made, tokens, form)
 
     def receive(self, made: Action, tokens: Tensor, form: Form | None = None) -> Tensor:
@@ -94,9 +94,10 @@ class Channels:
             return
         channel = self._channel(made.kind, source, self.axis.rank)
         if form is None:
-            if tuple(tokens.shape) not in self._known:
-                self._known[tuple(tokens.shape)] = self._read_header(made, channel, tokens.device)
-            form = self._known[tuple(tokens.shape)]
+            told = (source, *tokens.shape)
+            if told not in self._known:
+                self._known[told] = self._read_header(made, channel, tokens.device)
+            form = self._known[told]
         out = torch.empty(form.shape, dtype=form.dtype, device=tokens.device)
         self._receiving[made] = collectives.start_receive(out, channel, source, self._tag(made))
 
