@@ -25,7 +25,8 @@ TIMEOUT_S = 300.0  # from one rank's answer to the next
 
 # One process imports what tests import, and the ranks are forks of it: they start in milliseconds.
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["pytest", "torch", "torch.distributed", "llmsys", "llmsys.parallel", "llmsys.models"])
+_imports = ["pytest", "torch.distributed.tensor", "torch._dynamo", "llmsys.models", "llmsys.parallel"]
+_context.set_forkserver_preload(_imports)
 _waiting: list[tuple[BaseProcess, Connection]] = []
 
 
