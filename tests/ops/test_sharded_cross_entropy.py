@@ -50,6 +50,12 @@ def test_reduced_by_three_reductions():
     )
 
 
+def test_second_derivative():
+    logits, target, *_ = cases.inputs((3, 6), torch.float64)
+    logits.requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda logits: merged(logits, target, [4, 2], softcap=3.0)[0], (logits,))
+
+
 def test_float32_from_bfloat16():
     logits, target, *_ = cases.inputs((7, 30), torch.bfloat16)
     loss, lse = merged(logits, target, [10, 20])

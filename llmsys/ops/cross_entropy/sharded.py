@@ -6,7 +6,7 @@ Source     Shoeybi et al. 2019, arXiv:1909.08053, section 3
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,7 +35,7 @@ def cross_entropy_parts(
     """What `merge_cross_entropy` needs to know of the classes [first_class, first_class + V), which `logits` are.
 
     Shapes     logits (..., V), V > 0; target (...) int64: classes of the whole vocabulary, or ignore_index
-    Gradient   dlogits, through sum and target
+    Gradient   dlogits, through sum and target; saves the logits in float32, and makes nothing else of their size
     """
     if logits.dim() == 0 or logits.shape[-1] == 0 or target.shape != logits.shape[:-1] or target.dtype != torch.int64:
         raise ValueError(
@@ -49,12 +49,31 @@ def cross_entropy_parts(
         raise ValueError(f"llmsys.cross_entropy_parts: first_class is {first_class}, expected a class from 0")
     check_options("cross_entropy_parts", ignore_index, "none", 0.0, 0.0, softcap)
     z = capped(logits, softcap)
-    highest = z.detach().amax(-1)
-    total = torch.exp(z - highest[..., None]).sum(-1)
     index = target - first_class
     here = (index >= 0) & (index < z.shape[-1]) & (target != ignore_index)
-    picked = z.gather(-1, index.where(here, 0)[..., None]).squeeze(-1)
-    return Parts(highest, total, picked.where(here, 0.0))
+    return Parts(*_Parts.apply(z, index.where(here, 0)[..., None], here))
+
+
+class _Parts(torch.autograd.Function):
+    """By autograd's own rules, exp, gather and their gradients would each be of the logits' size, all at once."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, index: Tensor, here: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        highest = z.amax(-1)
+        total = (z - highest[..., None]).exp_().sum(-1)
+        ctx.save_for_backward(z, highest, index, here)
+        ctx.mark_non_differentiable(highest)
+        return highest, total, z.gather(-1, index).squeeze(-1).where(here, 0.0)
+
+    @staticmethod
+    def backward(ctx: Any, _: Any, dtotal: Tensor, dtarget: Tensor) -> tuple[Tensor, None, None]:
+        z, highest, index, here = ctx.saved_tensors
+        dz = z - highest[..., None]
+        if torch.is_grad_enabled():  # a second derivative reads what was exp's result
+            dz = torch.exp(dz) * dtotal[..., None]
+        else:
+            dz.exp_().mul_(dtotal[..., None])
+        return dz.scatter_add_(-1, index, dtarget.where(here, 0.0)[..., None]), None, None
 
 
 def merge_cross_entropy(
