@@ -61,6 +61,7 @@ class Flat:
         self.total: Tensor | None = None
         self.missing: set[int] = set()  # of parameters, whose gradients this backward has yet to find
         self.waits = False  # for a reduction
+        self._blank: set[int] = set()  # of parameters, whose part of `gradients` nobody has written yet
         # Held here, autograd's node of each parameter stays the same.
         self._nodes = [get_gradient_edge(parameter).node for parameter in parameters if self.trained]
         self._gathering: Pending | None = None
@@ -126,19 +127,12 @@ class Flat:
     # ---- gradients ----
 
     def begin(self) -> None:
-        """No gradient yet. Those that stay accumulate where they will be reduced, if that is of their dtype."""
+        """No gradient yet, and no memory for any: a forward has it."""
         self.finish_reduce()
         self.waits = False
-        self.shard.grad = self.total = None
-        if not (self.keeps_gradients and self.trained):
-            self.gradients = None
-            return
-        if self.gradients is None:
-            self.gradients = torch.zeros_like(self.whole, dtype=self.gradient_dtype)
-        self.gradients.zero_()
-        if self.gradients.dtype == self.whole.dtype:
-            for view, parameter in zip(self._views(self.gradients), self.parameters, strict=True):
-                parameter.grad = view
+        self.shard.grad = self.total = self.gradients = None
+        for parameter in self.parameters:
+            parameter.grad = None
 
     def await_gradients(self) -> None:
         """What the backward that is going on will find."""
@@ -146,24 +140,37 @@ class Flat:
         self.missing = {index for index, node in enumerate(self._nodes) if execute(node)}
 
     def add(self, index: int) -> None:
-        """What a backward left in a parameter's `.grad` goes to `gradients`, if it is not there."""
+        """What a backward left in a parameter's `.grad` goes to `gradients`, if it is not there.
+
+        Where gradients stay, `.grad` is there from then on, if it is of their dtype.
+        """
         self.waits = True
-        parameter, piece = self.parameters[index], self.bucket.pieces[index]
+        parameter = self.parameters[index]
         assert parameter.grad is not None
         if self.gradients is None:
-            self.gradients = torch.zeros(self.bucket.size, dtype=self.gradient_dtype, device=parameter.grad.device)
-        view = self.gradients[piece.start : piece.end].view(piece.shape)
-        if view.data_ptr() != parameter.grad.data_ptr():
+            self.gradients = self.whole.new_empty(self.bucket.size, dtype=self.gradient_dtype)
+            self._blank = set(range(len(self.parameters)))
+        view = self._views(self.gradients)[index]
+        if view.data_ptr() == parameter.grad.data_ptr():
+            return
+        if index in self._blank:
+            view.copy_(parameter.grad)
+            self._blank.remove(index)
+        else:
             view += parameter.grad
-            parameter.grad = None
+        parameter.grad = view if self.keeps_gradients and view.dtype == parameter.dtype else None
 
     def start_reduce(self) -> None:
         """The sum of what was found on its way; of zeros if nothing was, since all ranks reduce the same buckets."""
         self.finish_reduce()
         self.waits = False
-        found = self.gradients
-        if found is None:
-            found = torch.zeros(self.bucket.size, dtype=self.gradient_dtype, device=self.shard.device)
+        if self.gradients is None:
+            found = self.whole.new_zeros(self.bucket.size, dtype=self.gradient_dtype)
+        else:
+            found = self.gradients
+            for index in self._blank:
+                self._views(found)[index].zero_()
+            found[self.bucket.numel :].zero_()
         if self._whole_at_once:
             self._reducing = collectives.start_all_reduce(found, self.copies)
             return
@@ -196,4 +203,5 @@ class Flat:
     def finish(self, num_ranks: int) -> None:
         """The mean becomes the shard's gradient."""
         assert self.total is not None
-        self.shard.grad, self.total = self.total.div_(num_ranks).to(self.shard.dtype), None
+        mean = self.total.div_(num_ranks) if num_ranks > 1 else self.total
+        self.shard.grad, self.total = mean.to(self.shard.dtype), None
