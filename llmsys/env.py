@@ -8,6 +8,7 @@ import importlib.util
 import os
 import re
 import sys
+from dataclasses import dataclass
 from functools import cache
 
 
@@ -35,6 +36,52 @@ def explain_choices() -> bool:
 def triton_interpreted() -> bool:
     """`TRITON_INTERPRET=1`: Triton runs its kernels on CPU tensors, slowly, for tests."""
     return os.environ.get("TRITON_INTERPRET", "") in ("1", "true", "on", "yes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What a launcher told this process: which rank it is, of how many, and where they meet."""
+
+    rank: int
+    world_size: int
+    local_rank: int  # among the ranks of this host
+    address: str
+    port: int
+    attempt: int  # how often torchrun has restarted the job
+    agent_store: bool  # whether the launcher keeps the store at address:port; else rank 0 does
+
+
+def job() -> Job | None:
+    """The job that torchrun, or a launcher that sets the same variables, started; None without one.
+
+    Errors     ValueError if a variable is missing or not a number, or the rank is not one of the job
+    """
+    if "RANK" not in os.environ and "WORLD_SIZE" not in os.environ:
+        return None
+    try:
+        rank, world_size, port = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"))
+        found = Job(
+            rank=rank,
+            world_size=world_size,
+            local_rank=int(os.environ.get("LOCAL_RANK", rank)),
+            address=os.environ["MASTER_ADDR"],
+            port=port,
+            attempt=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)),
+            agent_store=os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
+        )
+    except KeyError as error:
+        raise ValueError(
+            f"llmsys.env: no {error.args[0]} beside the other variables of a job, expected RANK, WORLD_SIZE, "
+            "MASTER_ADDR and MASTER_PORT, as torchrun sets them"
+        ) from error
+    except ValueError as error:
+        raise ValueError(f"llmsys.env: {error} in the variables of a job, expected numbers") from error
+    if not (0 <= rank < world_size and 0 < port < 2**16):
+        raise ValueError(
+            f"llmsys.env: RANK={rank}, WORLD_SIZE={world_size}, MASTER_PORT={port}, expected a rank below the world's "
+            "size and a port below 65536"
+        )
+    return found
 
 
 @cache

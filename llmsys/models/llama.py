@@ -80,7 +80,7 @@ class LlamaConfig:
 
 SIZES = {
     "demo": LlamaConfig(
-        vocab_size=4096, dim=192, num_layers=4, num_heads=3, num_kv_heads=1, head_dim=64, hidden_dim=512,
+        vocab_size=4096, dim=192, num_layers=4, num_heads=4, num_kv_heads=2, head_dim=48, hidden_dim=512,
         max_sequence_length=256, tied_head=True,
     ),
     "62M": LlamaConfig(

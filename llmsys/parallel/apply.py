@@ -51,6 +51,10 @@ class Parallel:
         self.num_steps += 1
         return loss
 
+    def evaluate(self, micros: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """The same loss, without gradients."""
+        return self.pipeline.evaluate(micros)
+
     def clip_grad_norm(self, max_norm: float) -> Tensor:
         """The norm of all gradients, which are scaled down where it is above `max_norm`."""
         return clip_grad_norm(self.zero, self.mesh, self.cut, max_norm)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from math import prod
 
 import torch
 from torch import Tensor
 
+from llmsys import ops
 from llmsys.parallel import collectives
 from llmsys.parallel.mesh import Mesh
 from llmsys.parallel.shard import Shard
@@ -20,17 +22,18 @@ def grad_norm(zero: Zero, mesh: Mesh, shards: Mapping[str, Shard]) -> Tensor:
     shards     what `tensor.apply` cut, by name; other parameters are whole on every rank of tp
 
     Shapes     → (), float32, or float64 where gradients are
+    Numerics   as `llmsys.ops.grad_norm`; what ranks have is summed in float64
     Traffic    a number on shard, and one on pp and tp
     """
-    squares = []
+    parts: dict[int, list[Tensor]] = defaultdict(list)  # by how many ranks hold the same
     for piece, start, part in zero.gradients():
-        wide = torch.promote_types(part.dtype, torch.float32)
         shard = shards.get(piece.name)
         for holders, run in [(mesh.tp.size, part)] if shard is None else _runs(shard, piece.shape, start, part):
-            square = torch.linalg.vector_norm(run, dtype=wide).square()
-            squares.append(square / (holders * zero.holders(piece.name)))
-    total = torch.stack(squares).sum().to(zero.device)
-    return collectives.all_reduce(collectives.all_reduce(total, zero.owners), mesh.model).sqrt()
+            parts[holders * zero.holders(piece.name)].append(run)
+    norms = {holders: ops.grad_norm(those) for holders, those in parts.items()}
+    total = torch.stack([norm.double().square() / holders for holders, norm in norms.items()]).sum().to(zero.device)
+    squares = collectives.all_reduce(collectives.all_reduce(total, zero.owners), mesh.model)
+    return squares.sqrt().to(next(iter(norms.values())).dtype)
 
 
 def _runs(shard: Shard, shape: tuple[int, ...], start: int, part: Tensor) -> Iterator[tuple[int, Tensor]]:

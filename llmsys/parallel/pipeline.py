@@ -133,6 +133,27 @@ class Pipeline:
         self.channels.finish()
         return self._mean(losses, micros)
 
+    @torch.no_grad()
+    def evaluate(self, micros: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """The loss that `step` gives, without gradients."""
+        self.channels.open()
+        losses: list[Tensor] = []
+        for action in orders(self.schedule, self.axis.size, len(micros), self.chunks_per_stage)[self.axis.rank]:
+            if action.kind != "F":
+                continue
+            tokens, targets = micros[action.micro]
+            if action.chunk == 0:
+                x = self.model.enter(tokens)
+            else:
+                x = self.channels.receive(action._replace(chunk=action.chunk - 1), tokens)
+            y = self.model.run(x, self.blocks[action.chunk], tokens.shape[-1])
+            if action.chunk == self.num_chunks - 1:
+                losses.append(self.model.leave(y, targets))
+            else:
+                self.channels.send(action, y, tokens)
+        self.channels.finish()
+        return self._mean(losses, micros)
+
     def _forward(self, action: Action, micro: tuple[Tensor, Tensor], weight: float, losses: list[Tensor]) -> _Graph:
         tokens, targets = micro
         if action.chunk == 0:

@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,15 @@ from llmsys.parallel.units import Unit, Units
 
 BUCKET_BYTES = 25 << 20
 MAX_REDUCING = 2  # buckets whose gradients are on their way at once, where that takes memory
+
+
+class Part(NamedTuple):
+    """`shard[where]` are elements of a parameter, flat, from `start` of it on."""
+
+    piece: Piece
+    start: int
+    shard: nn.Parameter
+    where: slice
 
 
 class Zero:
@@ -182,12 +191,17 @@ class Zero:
         """What an optimizer updates on this rank, of the parameters that `group_of` put into `group`."""
         return [flat.shard for flat in self._flats if flat.group == group]
 
+    def parts(self) -> Iterator[Part]:
+        """What this rank's shards have of each parameter, which may be nothing."""
+        for flat in self._flats:
+            for piece, start, place in flat.owned():
+                yield Part(piece, start, flat.shard, place)
+
     def gradients(self) -> Iterator[tuple[Piece, int, Tensor]]:
         """Of each parameter, from which element on this rank's shard has its gradient, and that; after `reduce`."""
-        for flat in self._flats:
-            assert flat.shard.grad is not None
-            for piece, start, place in flat.owned():
-                yield piece, start, flat.shard.grad[place]
+        for piece, start, shard, where in self.parts():
+            assert shard.grad is not None
+            yield piece, start, shard.grad[where]
 
     def holders(self, name: str) -> int:
         """How many pipeline stages hold this parameter."""

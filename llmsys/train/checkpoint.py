@@ -14,8 +14,10 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -23,10 +25,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from llmsys.models.weights import load_weights, save_weights
-from llmsys.train.step import Optimizer
 
 FORMAT = 1
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
+
+
+class Optimizer(Protocol):
+    """What a checkpoint asks of an optimizer."""
+
+    param_groups: list[dict[str, Any]]
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None: ...
 
 
 def save_checkpoint(
@@ -36,17 +47,28 @@ def save_checkpoint(
 
     Errors     RuntimeError if it cannot be written; the earlier checkpoints are untouched then
     """
-    final, partial = folder / f"step-{step:08d}", folder / f".partial-step-{step:08d}"
+    tensors, numbers = _split(optimizer.state_dict())
+    with new_checkpoint(folder, step, {"optimizer": numbers} | state, keep) as partial:
+        save_weights(model, partial / "model.safetensors")
+        save_file(tensors, partial / "optimizer.safetensors")
+    return checkpoint_of(folder, step)
+
+
+@contextmanager
+def new_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -> Iterator[Path]:
+    """A hidden folder for the two files of tensors, which becomes the checkpoint of `step` when the block ends.
+
+    Errors     those of `save_checkpoint`
+    """
+    final, partial = checkpoint_of(folder, step), folder / f".partial-step-{step:08d}"
     previous = latest_checkpoint(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for left_over in folder.glob(".partial-*"):
         shutil.rmtree(left_over)
-    tensors, numbers = _split(optimizer.state_dict())
     try:
         partial.mkdir()
-        save_weights(model, partial / "model.safetensors")
-        save_file(tensors, partial / "optimizer.safetensors")
-        _write_json(partial / "state.json", {"format": FORMAT, "step": step, "optimizer": numbers} | state)
+        yield partial
+        _write_json(partial / "state.json", {"format": FORMAT, "step": step} | state)
         _write_json(partial / "manifest.json", {name: _fingerprint(partial / name) for name in FILES})
         for name in (*FILES, "manifest.json", "."):
             _sync(partial / name)
@@ -60,7 +82,10 @@ def save_checkpoint(
         ) from error
     for old in _checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
-    return final
+
+
+def checkpoint_of(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:08d}"
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
@@ -96,15 +121,20 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer) -> dict[
     tensors = load_file(path / "optimizer.safetensors")
     shapes = [tuple(weight.shape) for group in optimizer.param_groups for weight in group["params"]]
     for name, tensor in tensors.items():
-        index, _, key = name.partition(".")
-        if not index.isdecimal() or int(index) >= len(shapes) or tuple(tensor.shape) not in (shapes[int(index)], ()):
-            raise ValueError(
-                f"llmsys.train.load_checkpoint: {path}: optimizer tensor {name} of shape {tuple(tensor.shape)}, "
-                f"expected the shape of one of {len(shapes)} parameters"
-            )
+        check_optimizer_tensor(path, name, tuple(tensor.shape), shapes)
     load_weights(model, path / "model.safetensors")
     optimizer.load_state_dict(_join(tensors, state["optimizer"]))
     return state
+
+
+def check_optimizer_tensor(path: Path, name: str, shape: tuple[int, ...], shapes: list[tuple[int, ...]]) -> None:
+    """ValueError unless `name` is of one of the parameters of `shapes`, and `shape` is its shape or ()."""
+    index = name.partition(".")[0]
+    if not index.isdecimal() or int(index) >= len(shapes) or shape not in (shapes[int(index)], ()):
+        raise ValueError(
+            f"llmsys.train.load_checkpoint: {path}: optimizer tensor {name} of shape {shape}, "
+            f"expected the shape of one of {len(shapes)} parameters"
+        )
 
 
 def random_state() -> dict[str, str]:

@@ -48,6 +48,43 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    """How pp · dp · tp ranks, started by torchrun, train one model; rank 0 writes the run's folder, which all read.
+
+    What the model cannot be cut by is refused at the start.
+    """
+
+    pp: int = 1  # pipeline stages, which the blocks are dealt to
+    dp: int = 1  # ranks that each batch is dealt to
+    tp: int = 1  # parts of each weight
+    shard: int | None = None  # of dp, the ranks that ZeRO shards over (HSDP); None: all
+    zero: int = 0
+    schedule: str = "1f1b"
+    chunks_per_stage: int | None = None  # for the schedules that leave it free
+    micro_batches: int | None = None  # that each rank's part of a batch is cut into; None: as many as stages
+    sequence_parallel: bool = False
+    timeout_s: float = 600.0  # of a collective
+    connect_timeout_s: float = 60.0  # for all ranks to come
+
+    def __post_init__(self):
+        _at_least("parallel", self, pp=1, dp=1, tp=1, zero=0)
+        for key in ("shard", "chunks_per_stage", "micro_batches"):
+            if getattr(self, key) is not None:
+                _at_least("parallel", self, **{key: 1})
+        for key in ("timeout_s", "connect_timeout_s"):
+            if not 0 < getattr(self, key) < 1e7:
+                _refuse("parallel", key, getattr(self, key), "seconds, more than 0 and less than 1e7")
+
+    @property
+    def num_ranks(self) -> int:
+        return self.pp * self.dp * self.tp
+
+    @property
+    def micros(self) -> int:
+        return self.micro_batches or self.pp
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One training run, whole."""
 
@@ -55,6 +92,7 @@ class TrainConfig:
     model: LlamaConfig = SIZES["demo"]
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     steps: int = 250
     accumulation: int = 1  # batches whose gradients are averaged into one step
     precision: str = "auto"
@@ -87,6 +125,18 @@ class TrainConfig:
             raise ValueError(
                 f"llmsys.train.config: optimizer.warmup_steps={self.optimizer.warmup_steps}, "
                 f"expected fewer than steps={self.steps}"
+            )
+        parallel, rows = self.parallel, self.data.batch_size
+        if rows % (parallel.dp * parallel.micros):
+            raise ValueError(
+                f"llmsys.train.config: data.batch_size={rows} over parallel.dp={parallel.dp} ranks in "
+                f"{parallel.micros} microbatches each, expected a multiple of {parallel.dp * parallel.micros}; set "
+                "data.batch_size or parallel.micro_batches"
+            )
+        if parallel.sequence_parallel and self.data.sequence_length % parallel.tp:
+            raise ValueError(
+                f"llmsys.train.config: data.sequence_length={self.data.sequence_length} over parallel.tp={parallel.tp} "
+                f"with sequence_parallel, expected a multiple of {parallel.tp}"
             )
         if not self.prompt:
             raise ValueError("llmsys.train.config: prompt='', expected some text to continue")

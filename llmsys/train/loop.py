@@ -19,25 +19,30 @@ RECENT = 10  # steps whose median speed the progress bar shows
 def run(trainer: Trainer, folder: Path, *, gemm_rate: float, console: Console) -> list[Record]:
     """Train to the last step, or to the first Ctrl-C, and leave a checkpoint under `folder`/checkpoints.
 
-    `gemm_rate` is the flop/s of matrix products on this machine in the model's dtype, the denominator of MFU.
+    `gemm_rate` is the flop/s of matrix products on this machine in the model's dtype, the denominator of MFU; in a job,
+    of all its ranks, which train together and of which the first writes and shows.
     """
-    config = trainer.config
+    config, engine = trainer.config, trainer.engine
     flops_per_token = config.model.flops_per_token(config.data.sequence_length)
-    logs = Logs(folder, tensorboard=config.tensorboard, resume_from=trainer.steps_done)
+    logs = None
+    if engine.first:
+        resume_from = trainer.steps_done
+        logs = Logs(folder, tensorboard=config.tensorboard, resume_from=resume_from, axes=engine.axes)
     checkpoints = folder / "checkpoints"
     records: list[Record] = []
     recent: deque[float] = deque(maxlen=RECENT)
-    saved = trainer.steps_done
+    saved, stopped = trainer.steps_done, False
     try:
         with _interrupts() as interrupted, _progress(console) as progress:
             bar = progress.add_task("", total=config.steps, completed=trainer.steps_done, status="")
-            while trainer.steps_done < config.steps and not interrupted:
+            while trainer.steps_done < config.steps and not stopped:
                 record = trainer.step()
                 records.append(record)
                 recent.append(record.tokens_per_s)
                 last = record.step == config.steps
                 validation_loss = trainer.validate() if last or _due(record.step, config.validate_every) else None
-                logs.write(record, flops_per_token * record.tokens_per_s / gemm_rate, validation_loss)
+                if logs:
+                    logs.write(record, flops_per_token * record.tokens_per_s / gemm_rate, validation_loss)
                 if last or _due(record.step, config.checkpoint_every):
                     trainer.save(checkpoints)
                     saved = record.step
@@ -47,11 +52,13 @@ def run(trainer: Trainer, folder: Path, *, gemm_rate: float, console: Console) -
                 progress.update(bar, completed=record.step, status=status)
                 if validation_loss is not None:
                     progress.console.print(f"step {record.step}: validation loss {validation_loss:.4f}")
+                stopped = engine.any(bool(interrupted))
             if saved != trainer.steps_done:
                 trainer.save(checkpoints)
     finally:
-        logs.close()
-    if interrupted:
+        if logs:
+            logs.close()
+    if stopped:
         console.print(
             f"Stopped after step {trainer.steps_done} of {config.steps}; go on with: llmsys train --resume {folder}"
         )
@@ -85,6 +92,7 @@ def _progress(console: Console) -> Progress:
         TextColumn("{task.fields[status]}"),
         TimeRemainingColumn(),
         console=console,
+        disable=console.quiet,
     )
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
@@ -30,18 +31,24 @@ def prepare_data(config: TrainConfig, console: Console) -> tuple[Tokenizer, Toke
     return prepare(corpus, CACHE, vocab_size=config.model.vocab_size)
 
 
-def batches(config: TrainConfig, tokens: TokenFile, split: str) -> PackedBatches:
+def batches(config: TrainConfig, tokens: TokenFile, split: str, rank: int = 0, world_size: int = 1) -> PackedBatches:
     return PackedBatches(
         tokens,
         batch_size=config.data.batch_size,
         sequence_length=config.data.sequence_length,
         seed=config.seed,
+        rank=rank,
+        world_size=world_size,
         split=split,
     )
 
 
-def settle(config: TrainConfig, console: Console) -> tuple[TrainConfig, torch.dtype, float]:
+def settle(
+    config: TrainConfig, console: Console, rate_of: Callable[[torch.dtype], float] | None = None
+) -> tuple[TrainConfig, torch.dtype, float]:
     """`config` with its precision decided, the dtype of that, and the flop/s of matrix products in it.
+
+    `rate_of` measures those of a dtype; by default this process's.
 
     Errors     RuntimeError if the device is not there
     """
@@ -49,8 +56,9 @@ def settle(config: TrainConfig, console: Console) -> tuple[TrainConfig, torch.dt
         raise RuntimeError(
             f"llmsys.train: device={config.device} where torch finds no GPU, expected one; set device=cpu"
         )
-    precision = choose_precision(config.precision, lambda dtype: gemm_rate(dtype, config.device))
-    rate = gemm_rate(precision.dtype, config.device)
+    rate_of = rate_of or (lambda dtype: gemm_rate(dtype, config.device))
+    precision = choose_precision(config.precision, rate_of)
+    rate = rate_of(precision.dtype)
     name = str(precision.dtype).removeprefix("torch.")
     console.print(f"precision: {name} ({precision.reason}); matrix products reach {rate / 1e9:.0f} GFLOP/s")
     return dataclasses.replace(config, precision=name), precision.dtype, rate
@@ -72,8 +80,28 @@ def new_folder(config: TrainConfig) -> Path:
     return folder
 
 
-def train(config: TrainConfig, console: Console, resume: Path | None = None) -> None:
-    """Train in a new folder, or go on in the folder `resume` from its latest checkpoint; show what the model writes."""
+def checkpoint_to_resume(folder: Path, *, required: bool) -> str | None:
+    """The run's latest checkpoint.
+
+    Errors     ValueError if there is none, and one is required
+    """
+    checkpoint = latest_checkpoint(folder / "checkpoints")
+    if required and checkpoint is None:
+        raise ValueError(f"llmsys.train: --resume {folder}: no checkpoint in it, expected one")
+    return None if checkpoint is None else str(checkpoint)
+
+
+def train(config: TrainConfig, console: Console, resume: Path | None = None, *, latest: bool = False) -> None:
+    """Train in a new folder, or go on in the folder `resume` from its latest checkpoint; show what the model writes.
+
+    latest     begin where there is no checkpoint yet
+    Errors     ValueError for a layout of several ranks: `job.train` is for those
+    """
+    if config.parallel.num_ranks > 1:
+        raise ValueError(
+            f"llmsys.train: parallel.pp · dp · tp is {config.parallel.num_ranks} ranks and this is one process, "
+            f"expected torchrun --nproc-per-node {config.parallel.num_ranks} -m llmsys train …"
+        )
     tune_allocator()
     config, dtype, rate = settle(config, console)
     folder = resume or new_folder(config)
@@ -82,11 +110,8 @@ def train(config: TrainConfig, console: Console, resume: Path | None = None) -> 
     trainer = Trainer(
         config, fused(config, dtype), batches(config, tokens, "train"), batches(config, tokens, "validation")
     )
-    if resume:
-        checkpoint = latest_checkpoint(folder / "checkpoints")
-        if checkpoint is None:
-            raise ValueError(f"llmsys.train: --resume {folder}: no checkpoint in it, expected one")
-        trainer.restore(checkpoint)
+    if resume and (checkpoint := checkpoint_to_resume(resume, required=not latest)):
+        trainer.restore(Path(checkpoint))
         console.print(f"resumed from {checkpoint}")
     run(trainer, folder, gemm_rate=rate, console=console)
     if trainer.steps_done == config.steps:

@@ -10,7 +10,7 @@ from torch import Tensor
 from llmsys.models.llama import Attention, Llama
 from llmsys.nn import MLP, RMSNorm
 from llmsys.train.config import TrainConfig
-from llmsys.train.step import Clip, Engine
+from llmsys.train.engine import Clip, Engine
 from llmsys.train.trainer import build_model, decay_groups
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -11,9 +11,11 @@ from torch import nn
 from llmsys.data import PackedBatches
 from llmsys.models.llama import Llama
 from llmsys.optim import AdamW, clip_grad_norm
-from llmsys.train.checkpoint import load_checkpoint, random_state, save_checkpoint, set_random_state
+from llmsys.parallel import counted
+from llmsys.train.checkpoint import random_state, set_random_state
 from llmsys.train.config import TrainConfig
-from llmsys.train.step import Engine, learning_rate, train_step
+from llmsys.train.engine import Engine
+from llmsys.train.step import learning_rate, train_step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +28,7 @@ class Record:
     lr: float
     seconds: float
     tokens_per_s: float
+    sent_bytes: dict[str, int] = field(default_factory=dict)  # by all ranks of a job, on each axis
 
 
 def fused(config: TrainConfig, dtype: torch.dtype) -> Engine:
@@ -40,7 +43,7 @@ def build_model(config: TrainConfig, dtype: torch.dtype) -> Llama:
     model = Llama(config.model, seed=config.seed, device=config.device, dtype=dtype)
     if config.accumulation > 1:
         for weight in model.parameters():
-            weight.grad_dtype = torch.float32  # a sum of bfloat16 gradients loses what is 2^-8 of it
+            weight.grad_dtype = torch.promote_types(dtype, torch.float32)  # a sum of bfloat16 gradients loses what is 2^-8 of it
     return model
 
 
@@ -70,7 +73,8 @@ class Trainer:
         start = time.perf_counter()
         lr = learning_rate(self.steps_done, self.config.steps, self.config.optimizer)
         batches = [self._to_device(next(self.train_batches)) for _ in range(self.config.accumulation)]
-        result = train_step(self.engine, batches, lr=lr, max_grad_norm=self.config.optimizer.max_grad_norm)
+        with counted() as counter:
+            result = train_step(self.engine, batches, lr=lr, max_grad_norm=self.config.optimizer.max_grad_norm)
         seconds = time.perf_counter() - start
         self.steps_done += 1
         return Record(
@@ -80,15 +84,15 @@ class Trainer:
             lr=lr,
             seconds=seconds,
             tokens_per_s=self.config.tokens_per_step / seconds,
+            sent_bytes=self.engine.sent(counter),
         )
 
-    @torch.no_grad()
     def validate(self) -> float:
         """Mean loss of the first `validation_batches` batches of the validation split, always the same ones."""
         start = self.validation_batches.state_dict()
         batches = [self._to_device(next(self.validation_batches)) for _ in range(self.config.validation_batches)]
         self.validation_batches.load_state_dict(start)
-        return sum(self.model.loss(*batch).item() for batch in batches) / len(batches)
+        return sum(self.engine.evaluate(batch) for batch in batches) / len(batches)
 
     def save(self, folder: Path) -> Path:
         """Write a checkpoint under `folder`; a run restored from it goes on bit for bit as this one."""
@@ -97,8 +101,7 @@ class Trainer:
             "data": self.train_batches.state_dict(),
             "random": random_state(),
         }
-        keep = self.config.keep_checkpoints
-        return save_checkpoint(folder, self.steps_done, self.model, self.engine.optimizer, state, keep)
+        return self.engine.save(folder, self.steps_done, state, self.config.keep_checkpoints)
 
     def restore(self, checkpoint: Path) -> None:
         """Go on from `checkpoint`.
@@ -106,7 +109,7 @@ class Trainer:
         Errors     ValueError if it is damaged, or of a run with another model, data or seed
         """
         model = dataclasses.asdict(self.config.model)
-        state = load_checkpoint(checkpoint, self.model, self.engine.optimizer)
+        state = self.engine.load(checkpoint)
         if state["config"]["model"] != model:
             raise ValueError(
                 f"llmsys.train.restore: {checkpoint} is of model {state['config']['model']}, expected {model}"

@@ -53,6 +53,29 @@ def test_train_then_resume(llmsys, tmp_path):
     assert "24/24" in output
 
 
+def test_resume_latest_begins_and_then_goes_on(llmsys, tmp_path):
+    (tmp_path / "ducks.txt").write_text("".join(TEXT))
+    (tmp_path / "ducks.json").write_text(json.dumps(CONFIG))
+    words = ("train", "ducks.json", "--data", "ducks.txt", "--resume-latest", "output=runs/a")
+    code, output = llmsys(*words, "steps=4")
+    assert code == 0
+    assert "resumed" not in output
+    code, output = llmsys(*words, "steps=6")
+    assert code == 0
+    assert "resumed from runs/a/checkpoints/step-00000004" in output
+    code, _ = llmsys("train", "--resume-latest")
+    assert code.startswith("llmsys.train: --resume-latest without output=")
+
+
+def test_a_layout_of_several_ranks_needs_torchrun(llmsys, tmp_path):
+    code, _ = llmsys("train", "parallel.pp=2", "parallel.tp=2")
+    assert code == (
+        "llmsys.train: parallel.pp · dp · tp is 4 ranks and this is one process, expected torchrun --nproc-per-node 4 "
+        "-m llmsys train …"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_mistake_is_one_line_and_leaves_nothing(llmsys, tmp_path):
     code, output = llmsys("train", "stepz=5")
     assert code.startswith("llmsys.train.config: unknown key stepz in the command line, expected one of")

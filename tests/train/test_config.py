@@ -54,7 +54,7 @@ def test_overrides_come_last(tmp_path):
     assert (config.name, config.steps, config.optimizer.lr) == ("run", 60, 1e-4)
     assert (config.data.paths, config.tensorboard, config.output) == (("x.txt", "y.txt"), False, "runs/here")
     assert load_config("demo", ["model.size=62M"]).model == SIZES["62M"]
-    assert load_config("demo", ["model.num_heads=4", "model.num_kv_heads=2"]).model.num_kv_heads == 2  # judged together
+    assert load_config("demo", ["model.num_heads=6", "model.num_kv_heads=3"]).model.num_kv_heads == 3  # judged together
 
 
 def test_a_saved_config_loads_as_it_was(tmp_path):
@@ -91,8 +91,18 @@ def test_a_saved_config_loads_as_it_was(tmp_path):
         (["precision=fp8"], ValueError, r"precision='fp8', expected one of auto, float32, bfloat16"),
         (["model.size=3B"], ValueError, r"model\.size='3B' .*expected one of demo, 62M"),
         (["data.sequence_length=1024"], ValueError, r"data\.sequence_length=1024, expected at most .*=256"),
-        (["model.num_kv_heads=2"], ValueError, r"num_kv_heads=2, expected a multiple"),
+        (["model.num_kv_heads=3"], ValueError, r"num_kv_heads=3, expected a multiple"),
         (["device=gpu"], ValueError, r"device='gpu', expected cpu, cuda or cuda:<number>"),
+        (["parallel.tp=0"], ValueError, r"parallel\.tp=0, expected at least 1"),
+        (["parallel.micro_batches=0"], ValueError, r"parallel\.micro_batches=0, expected at least 1"),
+        (["parallel.timeout_s=0"], ValueError, r"parallel\.timeout_s=0\.0, expected seconds, more than 0"),
+        (["parallel.dp=3"], ValueError, r"batch_size=8 over parallel\.dp=3 ranks in 1 microbatches .*multiple of 3"),
+        (["parallel.dp=2", "parallel.pp=3"], ValueError, r"batch_size=8 .* in 3 microbatches .*multiple of 6"),
+        (
+            ["parallel.tp=3", "parallel.sequence_parallel=true"],
+            ValueError,
+            r"sequence_length=256 over parallel\.tp=3 with sequence_parallel, expected a multiple of 3",
+        ),
         (["prompt="], ValueError, r"prompt='', expected some text"),
     ],
 )
