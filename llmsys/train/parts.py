@@ -7,7 +7,7 @@ what it holds and no more.
 import json
 from math import prod
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,56 +19,70 @@ from llmsys.parallel.collectives import all_gather, start_receive, start_send
 DTYPES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # ours → those of safetensors
 
 
-class Place(NamedTuple):
-    """Elements [first, first + numel), flat, of [start, start + length) of dimension `dim` of a tensor.
-
-    All of the tensor where dim is -1.
-    """
+class Part(NamedTuple):
+    """Of a tensor, [start, start + length) of dimension `dim` for each of `slices`, one after another."""
 
     name: str
     dtype: str
-    shape: tuple[int, ...]
+    shape: tuple[int, ...]  # of the whole tensor; () has a dimension of one number
     dim: int
-    start: int
-    length: int
+    slices: tuple[tuple[int, int], ...]
+
+    @property
+    def own_shape(self) -> tuple[int, ...]:
+        own = sum(length for _, length in self.slices)
+        return tuple(own if dim == self.dim else size for dim, size in enumerate(self.shape or (1,)))
+
+    def of(self, x: Any) -> Tensor:
+        """That part of the whole, a tensor or what is indexed like one."""
+        before = (slice(None),) * self.dim
+        found = [x[before + (slice(start, start + length),)] for start, length in self.slices]
+        return found[0] if len(found) == 1 else torch.cat(found, self.dim)
+
+    def put(self, whole: Tensor, own: Tensor) -> None:
+        """Into the whole."""
+        lengths = [length for _, length in self.slices]
+        for (start, length), each in zip(self.slices, own.view(self.own_shape).split(lengths, self.dim), strict=True):
+            whole.narrow(self.dim, start, length).copy_(each)
+
+
+class Place(NamedTuple):
+    """Elements [first, first + numel), flat, of a part."""
+
+    part: Part
     first: int
     numel: int
 
-    @property
-    def part(self) -> tuple[int, int, int]:
-        """Which part of the whole tensor `first` and `numel` are of."""
-        return self.dim, self.start, self.length
 
-
-def write(path: Path | None, parts: dict[Place, Tensor], axis: Axis, device: torch.device) -> None:
-    """Write the whole tensors whose parts the ranks of `axis` hold, each of them flat; rank 0 of it gives the path.
+def write(path: Path | None, places: dict[Place, Tensor], axis: Axis, device: torch.device) -> None:
+    """Write the whole tensors of which the ranks of `axis` hold these places, flat; rank 0 of it gives the path.
 
     Of what several ranks hold, the first one's goes into the file.
     Errors     RuntimeError if parts are missing
     """
     sources: dict[str, dict[Place, int]] = {}
-    for rank, places in enumerate(_everyones(list(parts), axis, device)):
-        for place in places:
-            sources.setdefault(place.name, {}).setdefault(place, rank)
+    for rank, theirs in enumerate(_everyones(list(places), axis, device)):
+        for place in theirs:
+            sources.setdefault(place.part.name, {}).setdefault(place, rank)
     if axis.rank:
         for place, source in (each for found in sources.values() for each in found.items()):
             if source == axis.rank:
-                start_send(_bytes(parts[place].to(device)), axis, 0).wait()
+                start_send(_bytes(places[place].to(device)), axis, 0).wait()
         return
     assert path is not None
     with open(path, "wb") as file:
-        file.write(_header([next(iter(found)) for found in sources.values()]))
+        file.write(_header([next(iter(found)).part for found in sources.values()]))
         for found in sources.values():
-            file.write(_bytes(_whole(found, parts, axis, device)).numpy().data)
+            file.write(_bytes(_whole(found, places, axis, device)).numpy().data)
 
 
 def read(path: Path, targets: dict[Place, Tensor]) -> None:
     """Copy what the file at `path` has at each place into the flat tensor that is given for it."""
     with safe_open(path, framework="pt") as file:
         for place, target in targets.items():
-            cut = (*[slice(None)] * place.dim, slice(place.start, place.start + place.length))
-            part = file.get_tensor(place.name) if place.dim < 0 else file.get_slice(place.name)[cut]
-            target.copy_(part.flatten()[place.first : place.first + place.numel])
+            name = place.part.name
+            own = place.part.of(file.get_slice(name)) if place.part.shape else file.get_tensor(name)
+            target.copy_(own.flatten()[place.first : place.first + place.numel])
 
 
 def shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
@@ -90,40 +104,39 @@ def _everyones(places: list[Place], axis: Axis, device: torch.device) -> list[li
     padded = text.new_zeros(max(sizes))
     padded[: text.numel()] = text
     texts = all_gather(padded, axis).view(len(sizes), -1).cpu()
-    return [
-        [
-            Place(name, dtype, tuple(shape), *rest)
-            for name, dtype, shape, *rest in json.loads(bytes(row[:size].tolist()))
-        ]
-        for row, size in zip(texts, sizes, strict=True)
-    ]
+    everyones = [json.loads(bytes(row[:size].tolist())) for row, size in zip(texts, sizes, strict=True)]
+    return [[Place(_part(*part), *rest) for part, *rest in theirs] for theirs in everyones]
 
 
-def _whole(sources: dict[Place, int], parts: dict[Place, Tensor], axis: Axis, device: torch.device) -> Tensor:
-    place = next(iter(sources))
-    dtype: torch.dtype = getattr(torch, place.dtype)
-    whole = torch.empty(place.shape, dtype=dtype)
-    missing = whole.numel()
-    for dim, start, length in dict.fromkeys(place.part for place in sources):
-        target = whole if dim < 0 else whole.narrow(dim, start, length)
-        part = torch.empty(target.numel(), dtype=dtype)
+def _part(name: str, dtype: str, shape: list[int], dim: int, slices: list[list[int]]) -> Part:
+    return Part(name, dtype, tuple(shape), dim, tuple((start, length) for start, length in slices))
+
+
+def _whole(sources: dict[Place, int], places: dict[Place, Tensor], axis: Axis, device: torch.device) -> Tensor:
+    parts = list(dict.fromkeys(place.part for place in sources))
+    dtype: torch.dtype = getattr(torch, parts[0].dtype)
+    whole = torch.empty(parts[0].shape or (1,), dtype=dtype)
+    lacking = whole.shape[parts[0].dim] - sum(length for _, length in {each for part in parts for each in part.slices})
+    for part in parts:
+        own = torch.empty(prod(part.own_shape), dtype=dtype)
+        lacking += own.numel()
         for place, source in sources.items():
-            if place.part == (dim, start, length):
-                part[place.first : place.first + place.numel] = _fetched(place, source, parts, axis, device)
-                missing -= place.numel
-        target.copy_(part.view(target.shape))
-    if missing:
+            if place.part == part:
+                own[place.first : place.first + place.numel] = _fetched(place, source, places, axis, device)
+                lacking -= place.numel
+        part.put(whole, own)
+    if lacking:
         raise RuntimeError(
-            f"llmsys.train.parts: {place.name} of shape {place.shape} lacks {missing} elements, expected all of them "
-            "on the ranks together"
+            f"llmsys.train.parts: {parts[0].name} of shape {parts[0].shape} in parts {parts} that lack some of it, "
+            "expected all of it on the ranks together"
         )
     return whole
 
 
-def _fetched(place: Place, source: int, parts: dict[Place, Tensor], axis: Axis, device: torch.device) -> Tensor:
+def _fetched(place: Place, source: int, places: dict[Place, Tensor], axis: Axis, device: torch.device) -> Tensor:
     if source == axis.rank:
-        return parts[place].cpu()
-    dtype: torch.dtype = getattr(torch, place.dtype)
+        return places[place].cpu()
+    dtype: torch.dtype = getattr(torch, place.part.dtype)
     out = torch.empty(place.numel, dtype=dtype, device=device)
     start_receive(_bytes(out), axis, source).wait()
     return out.cpu()
@@ -134,7 +147,7 @@ def _bytes(x: Tensor) -> Tensor:
     return x.reshape(-1).view(torch.uint8)
 
 
-def _header(tensors: list[Place]) -> bytes:
+def _header(tensors: list[Part]) -> bytes:
     """What a safetensors file begins with. Source: https://github.com/huggingface/safetensors#format."""
     entries, end = {}, 0
     for name, dtype, shape, *_ in tensors:

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llmsys.parallel import Parallel
+from llmsys.parallel import Parallel, zero
 from llmsys.parallel.connect import once
-from llmsys.parallel.zero import Part
 from llmsys.train import parts
 from llmsys.train.checkpoint import (
     Optimizer,
@@ -83,13 +82,14 @@ class PartsCheckpoint:
 
     # ---- what this rank holds, and where that is in the whole ----
 
-    def _places(self) -> Iterator[tuple[Part, Place]]:
+    def _places(self) -> Iterator[tuple[zero.Part, Place]]:
         for part in self.parallel.zero.parts():
-            cut = self.parallel.cut.get(part.name)
-            dim, start, length = (cut.dim, cut.start, cut.length) if cut else (-1, 0, 0)
-            count = part.where.stop - part.where.start
-            dtype = _name(part.shard.dtype)
-            yield part, Place(part.name, dtype, self.shapes[part.name], dim, start, length, part.start, count)
+            name, shape = part.piece.name, self.shapes[part.piece.name]
+            cut = self.parallel.cut.get(name)
+            dim = cut.dim if cut else 0
+            slices = tuple((start, length) for start, length, _ in cut.slices) if cut else ((0, shape[0]),)
+            numel = part.where.stop - part.where.start
+            yield part, Place(parts.Part(name, _name(part.shard.dtype), shape, dim, slices), part.start, numel)
 
     def _weights(self) -> Iterator[tuple[Place, Tensor]]:
         for part, place in self._places():
@@ -100,7 +100,7 @@ class PartsCheckpoint:
         indices = self._indices()
         for part, place in self._places():
             for key, value in saved.get(indices[part.shard], {}).items():
-                yield from _state(f"{self.numbers[part.name]}.{key}", value, part, place)
+                yield from _state(f"{self.numbers[part.piece.name]}.{key}", value, part, place)
 
     def _empty_states(
         self, shapes: dict[str, tuple[int, ...]]
@@ -110,7 +110,7 @@ class PartsCheckpoint:
         states: dict[int, dict[str, Tensor]] = {}
         targets: dict[Place, Tensor] = {}
         for part, place in self._places():
-            number = f"{self.numbers[part.name]}."
+            number = f"{self.numbers[part.piece.name]}."
             for name in (name for name in shapes if name.startswith(number)):
                 state, key = states.setdefault(indices[part.shard], {}), name.removeprefix(number)
                 if key not in state:
@@ -125,12 +125,12 @@ class PartsCheckpoint:
         return {shard: index for index, shard in enumerate(shards)}
 
 
-def _state(name: str, value: Tensor, part: Part, place: Place) -> Iterator[tuple[Place, Tensor]]:
+def _state(name: str, value: Tensor, part: zero.Part, place: Place) -> Iterator[tuple[Place, Tensor]]:
     """A state of a shard as far as it is of one parameter; a number is of each."""
     if value.dim() == 0:
-        yield Place(name, _name(value.dtype), (), -1, 0, 0, 0, 1), value.view(1)
+        yield Place(parts.Part(name, _name(value.dtype), (), 0, ((0, 1),)), 0, 1), value.view(1)
     elif place.numel:
-        yield place._replace(name=name, dtype=_name(value.dtype)), value[part.where]
+        yield place._replace(part=place.part._replace(name=name, dtype=_name(value.dtype))), value[part.where]
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -20,7 +20,7 @@ from llmsys.train.engine import Batch, Engine
 from llmsys.train.parts_checkpoint import PartsCheckpoint
 
 # A log's names of axes, and those of the mesh that each is made of; norms and the like, over several, are "other".
-AXES = {"pp": ("pp", "pp ends"), "dp": ("replicate", "shard", "dp", "data", "copies"), "tp": ("tp",), "other": ()}
+AXES = {"pp": ("pp",), "dp": ("replicate", "shard", "dp", "data", "copies"), "tp": ("tp",), "other": ()}
 AXIS_OF = {part: axis for axis, parts in AXES.items() for part in parts}
 
 
@@ -106,7 +106,9 @@ def in_parts(config: TrainConfig, dtype: torch.dtype, mesh: Mesh, device: str) -
     """The model, cut by the config's layout."""
     p = config.parallel
     return parallelize(
-        *(Llama(config.model, seed=config.seed, device=device, dtype=dtype), PLAN, mesh),
+        *(Llama(config.model, device="meta", dtype=dtype), PLAN, mesh),
+        device=device,
+        seed=config.seed,
         zero=p.zero,
         schedule=p.schedule,
         chunks_per_stage=p.chunks_per_stage,
@@ -118,4 +120,4 @@ def in_parts(config: TrainConfig, dtype: torch.dtype, mesh: Mesh, device: str) -
 def _clip(parallel: Parallel, parameters: Iterable[Tensor], max_norm: float) -> tuple[Tensor, Tensor]:
     """As `llmsys.optim.clip_grad_norm`, of all parameters on all ranks."""
     norm = grad_norm(parallel.zero, parallel.mesh, parallel.cut)
-    return norm, (max_norm / (norm + 1e-6)).clamp(max=1.0).float()
+    return norm, (max_norm / (norm + 1e-6)).clamp(max=1.0)

@@ -102,6 +102,11 @@ def train(config: TrainConfig, console: Console, resume: Path | None = None, *, 
             f"llmsys.train: parallel.pp · dp · tp is {config.parallel.num_ranks} ranks and this is one process, "
             f"expected torchrun --nproc-per-node {config.parallel.num_ranks} -m llmsys train …"
         )
+    if config.parallel.micros > 1:
+        raise ValueError(
+            f"llmsys.train: parallel.micro_batches={config.parallel.micros} in one process, expected 1; for the same "
+            "in less memory lower data.batch_size and raise accumulation"
+        )
     tune_allocator()
     config, dtype, rate = settle(config, console)
     folder = resume or new_folder(config)

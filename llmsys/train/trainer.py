@@ -43,7 +43,9 @@ def build_model(config: TrainConfig, dtype: torch.dtype) -> Llama:
     model = Llama(config.model, seed=config.seed, device=config.device, dtype=dtype)
     if config.accumulation > 1:
         for weight in model.parameters():
-            weight.grad_dtype = torch.promote_types(dtype, torch.float32)  # a sum of bfloat16 gradients loses what is 2^-8 of it
+            weight.grad_dtype = torch.promote_types(
+                dtype, torch.float32
+            )  # a sum of bfloat16 gradients loses what is 2^-8 of it
     return model
 
 

@@ -32,6 +32,7 @@ LAYOUTS = [
     ParallelConfig(pp=4),
     ParallelConfig(pp=2, dp=2, zero=2, schedule="interleaved_1f1b", chunks_per_stage=2),
     ParallelConfig(dp=2, tp=2, zero=1, micro_batches=2),
+    ParallelConfig(pp=2, tp=2, zero=1, schedule="zb_v", sequence_parallel=True),
 ]
 NEAR = {"rtol": 0, "atol": 1e-10}
 
@@ -76,7 +77,7 @@ def in_layouts(folder, alone):
             second = trainer_of(folder, config, mesh)
             second.restore(checkpoint)
             found[-1].append(curve(second, own, save_after=None))
-        found[-1].append(first.engine.sent({"pp ends": 1, "copies": 2, "tp": 3, "model": 4}))
+        found[-1].append(first.engine.sent({"pp": 1, "copies": 2, "tp": 3, "model": 4}))
     return found
 
 
