@@ -21,8 +21,8 @@ What bounds the end of a broken job, read in torch 2.13 (tests/parallel/test_hos
   rank keeps its agent that long (`--shutdown-timeout` counts where the agent itself is sent SIGTERM), and a rank that
   dies of SIGTERM before its own time-out says nothing.
 - `Hosts.wait` ends both kinds of waiting: when one host has failed, the others have `grace_s` to end.
-- Under `--max-restarts` ranks need names of their own in the agent's store for each attempt (`join` in
-  tests/parallel/hosts_ranks.py): else Gloo is given the addresses of the attempt before.
+- Under `--max-restarts` ranks need names of their own in the agent's store for each attempt, as
+  `llmsys.parallel.connect` gives them: else Gloo is given the addresses of the attempt before.
 """
 
 from __future__ import annotations

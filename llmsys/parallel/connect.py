@@ -21,8 +21,6 @@ from llmsys.parallel.mesh import AXES, Axis, Mesh
 
 HEAR_S = 3.0  # that rank 0 stays, at most, for the others to hear why it leaves
 _stores: list[dist.Store] = []  # of the job, then under the names of this connection alone
-_connections = 0
-_questions = 0
 
 
 def connect(
@@ -47,9 +45,7 @@ def connect(
                does not come, or ranks differ in what must be alike; RuntimeError if a group does not add up; ValueError
                if the sizes do not make as many ranks as the job has, or there is no job
     """
-    global _connections
     forget(timeout_s)
-    _connections += 1
     job = None if dist.is_initialized() else _job()
     if job:
         whole = _open(job, connect_timeout_s)
@@ -57,13 +53,15 @@ def connect(
     else:
         whole = dist.distributed_c10d._get_default_store()
         rank, world_size = dist.get_rank(), dist.get_world_size()
-    attempt = dist.PrefixStore(f"attempt {job.attempt if job else 0}, connection {_connections}", whole)
-    _stores[:] = whole, attempt
+    attempt = dist.PrefixStore(f"attempt {job.attempt if job else 0}", whole)
+    number = attempt.add(f"connections of rank {rank}", 1)
+    own = dist.PrefixStore(f"connection {number}", attempt)
+    _stores[:] = whole, own
     alike = {"llmsys": _source(), "torch": torch.__version__, "sizes": sizes, **(same or {})}
-    _meet(attempt, rank, world_size, {name: str(value) for name, value in alike.items()}, connect_timeout_s)
+    _meet(own, rank, world_size, {name: str(value) for name, value in alike.items()}, connect_timeout_s)
     if job:
         backend = "nccl" if torch.device(device).type == "cuda" else "gloo"
-        groups = dist.PrefixStore("groups", attempt)
+        groups = dist.PrefixStore("groups", own)
         dist.init_process_group(
             backend, store=groups, rank=rank, world_size=world_size, timeout=timedelta(seconds=timeout_s)
         )
@@ -89,33 +87,30 @@ def disconnect() -> None:
 
 
 def once(function: Callable[[], Any], keep: str | None = None) -> Any:
-    """What `function()`, which rank 0 alone calls, gives or raises, on every rank, as JSON has it; all call `once`.
+    """What `function()`, which rank 0 alone calls, gives or raises, on every rank, as JSON has it.
 
-    However long it takes: others wait for rank 0 without a time-out. With a name to `keep` it under, a result of an
-    earlier attempt of the job, before torchrun restarted it, is given again instead.
+    All ranks call `once`, after `connect`. However long it takes: others wait for rank 0 without a time-out. With a
+    name to `keep` it under, a result of an earlier attempt of the job, before torchrun restarted it, is given again.
 
     Errors     ValueError, OSError or RuntimeError, which each rank raises as rank 0 does
     """
-    global _questions
-    whole, attempt = _stores
-    if keep is not None and whole.check([keep]):
-        return json.loads(whole.get(keep))
-    _questions += 1
-    key = f"answer {_questions}"
+    whole, own = _stores
+    key = f"answer {own.add(f'questions of rank {dist.get_rank()}', 1)}"
     if dist.get_rank() == 0:
         try:
-            answer = json.dumps(function())
+            kept = keep is not None and whole.check([keep])
+            answer = whole.get(keep).decode() if kept else json.dumps(function())
         except (ValueError, OSError, RuntimeError) as error:
-            attempt.set(key, json.dumps({"error": str(error), "invalid": isinstance(error, ValueError)}))
-            _stay(attempt, key, dist.get_world_size() - 1)
+            own.set(key, json.dumps({"error": str(error), "invalid": isinstance(error, ValueError)}))
+            _stay(own, key, dist.get_world_size() - 1)
             raise
-        attempt.set(key, f'{{"result": {answer}}}')
         if keep is not None:
             whole.set(keep, answer)
-    attempt.wait([key], timedelta(days=30))
-    found = json.loads(attempt.get(key))
+        own.set(key, f'{{"result": {answer}}}')
+    own.wait([key], timedelta(days=30))
+    found = json.loads(own.get(key))
     if "error" in found:
-        attempt.add(f"{key} heard", 1)
+        own.add(f"{key} heard", 1)
         raise (ValueError if found["invalid"] else RuntimeError)(found["error"])
     return found["result"]
 

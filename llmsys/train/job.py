@@ -9,9 +9,11 @@ from rich.console import Console
 
 from llmsys import env
 from llmsys.memory import tune_allocator
+from llmsys.models import Llama, load_weights
 from llmsys.parallel import connect, disconnect
 from llmsys.parallel.connect import once
 from llmsys.perf.ceilings import gemm_rate
+from llmsys.train.checkpoint import checkpoint_of
 from llmsys.train.config import TrainConfig
 from llmsys.train.loop import run
 from llmsys.train.ranks import engine, in_parts, totals
@@ -64,7 +66,9 @@ def train(config: TrainConfig, console: Console, resume: Path | None = None, *, 
     disconnect()
     if trainer.steps_done == config.steps and mesh.rank == 0:
         if mesh.model.size == 1 and p.zero < 3:
-            show_sample(trainer.model, tokenizer, config, console)
+            model = Llama(config.model, device=config.device, dtype=dtype)
+            load_weights(model, checkpoint_of(folder / "checkpoints", config.steps) / "model.safetensors")
+            show_sample(model, tokenizer, config, console)
         else:
             one = " ".join(f"parallel.{axis}=1" for axis in ("pp", "dp", "tp") if getattr(p, axis) > 1)
             console.print(

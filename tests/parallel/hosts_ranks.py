@@ -14,18 +14,6 @@ from llmsys.parallel.collectives import all_reduce
 NUMEL, TIMES = 2**19, 3  # of the sums that are timed: 2 MiB each
 
 
-def join() -> None:
-    """The default group, with its own time-out of minutes: ranks start when the machine lets them.
-
-    Under its own names in the store of torchrun's agent, which outlives a restart: torch 2.13 gives the ranks of the
-    next attempt the addresses of the last one's, and Gloo finds nobody there.
-    """
-    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
-    attempt = dist.PrefixStore(f"attempt {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
-    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    dist.init_process_group("gloo", store=attempt, rank=rank, world_size=world)
-
-
 def say(line: str) -> None:
     os.write(1, f"{line}\n".encode())  # at once: ranks share a file, and `print` may write the line's end apart
 
@@ -37,9 +25,8 @@ def main() -> None:
     options = parser.parse_args()
     # torchrun sends SIGTERM to a rank whose neighbour has failed. This one lets the collective end first: all report.
     signal.signal(signal.SIGTERM, lambda *_: None)
-    join()
-    dist.barrier()
-    mesh = connect(timeout_s=options.timeout_s, dp=2, tp=2)  # tp within a host, dp from host to host
+    # tp within a host, dp from host to host; ranks start when the machine lets them
+    mesh = connect(timeout_s=options.timeout_s, connect_timeout_s=300, dp=2, tp=2)
     rank, total = mesh.rank, mesh.size * (mesh.size + 1) / 2
     try:
         all_reduce(torch.zeros(1), mesh.world)  # makes its group
