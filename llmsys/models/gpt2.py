@@ -58,7 +58,7 @@ class GPT2Config:
 
     def num_parameters(self) -> int:
         """How many parameters the model has, the head's counted with the embedding."""
-        vectors = (2 * 2 + 3 + 1 + 4 + 1) * self.num_layers * self.dim + 2 * self.dim
+        vectors = (4 + 9) * self.num_layers * self.dim + 2 * self.dim  # norms, and the biases of four layers
         return self._num_matmul_parameters() + self.max_sequence_length * self.dim + vectors
 
     def flops_per_token(self, sequence_length: int) -> int:

@@ -50,7 +50,8 @@ def apply(
     """Cut `model` in place by `plan`, and hook in what ranks say to each other; what `cut` returns.
 
     overlap_chunks  how many parts a sequence enters and leaves a region in, each on its way while others are
-                    multiplied. What enters must go to column layers alone, as it is, or the region be `tokenwise`
+                    multiplied. What enters must go to column layers alone, as it is, or the region be `tokenwise`. A
+                    region that is recomputed by itself sends again what leaves it, but for the last chunk
 
     Traffic    of a region: 2·(N − 1)/N of its activations forward and as much backward, N the size of the axis; the
                same with sequence_parallel, which keeps 1/N of what lies between regions
