@@ -98,8 +98,10 @@ def once(function: Callable[[], Any], keep: str | None = None) -> Any:
     key = f"answer {own.add(f'questions of rank {dist.get_rank()}', 1)}"
     if dist.get_rank() == 0:
         try:
-            kept = keep is not None and whole.check([keep])
-            answer = whole.get(keep).decode() if kept else json.dumps(function())
+            if keep is not None and whole.check([keep]):
+                answer = whole.get(keep).decode()
+            else:
+                answer = json.dumps(function())
         except (ValueError, OSError, RuntimeError) as error:
             own.set(key, json.dumps({"error": str(error), "invalid": isinstance(error, ValueError)}))
             _stay(own, key, dist.get_world_size() - 1)
