@@ -113,6 +113,7 @@ def in_parts(config: TrainConfig, dtype: torch.dtype, mesh: Mesh, device: str) -
         schedule=p.schedule,
         chunks_per_stage=p.chunks_per_stage,
         sequence_parallel=p.sequence_parallel,
+        reduce_dtype=torch.promote_types(dtype, torch.float32),
         group_of=lambda name, weight: "matrices" if weight.dim() > 1 else "norms",
     )
 

@@ -33,6 +33,7 @@ LAYOUTS = [
     ParallelConfig(pp=2, dp=2, zero=2, schedule="interleaved_1f1b", chunks_per_stage=2),
     ParallelConfig(dp=2, tp=2, zero=1, micro_batches=2),
     ParallelConfig(pp=2, tp=2, zero=1, schedule="zb_v", sequence_parallel=True),
+    ParallelConfig(pp=2, dp=2, zero=3, schedule="zb_h1"),
 ]
 NEAR = {"rtol": 0, "atol": 1e-10}
 
