@@ -16,7 +16,7 @@ from llmsys.perf.ceilings import gemm_rate
 from llmsys.train.checkpoint import checkpoint_of
 from llmsys.train.config import TrainConfig
 from llmsys.train.loop import run
-from llmsys.train.ranks import engine, in_parts, totals
+from llmsys.train.ranks import engine, totals
 from llmsys.train.run import batches, checkpoint_to_resume, new_folder, prepare_data, settle, show_sample
 from llmsys.train.trainer import Trainer
 
@@ -47,8 +47,8 @@ def train(config: TrainConfig, console: Console, resume: Path | None = None, *, 
         shard=p.shard,
     )
     console.print(f"{mesh}", highlight=False)
-    in_parts(config, torch.float32, mesh, "meta")  # a layout that the model cannot be cut by is refused here
     config, dtype, rate = settle(config, console, lambda dtype: totals(mesh, config.device, gemm_rate(dtype))[0])
+    trains = engine(config, dtype, mesh)  # refuses a layout that does not divide, before anything is written
     settled = dataclasses.replace(given, precision=config.precision)
     folder = resume or Path(once(lambda: str(new_folder(settled)), keep="folder"))
     once(lambda: prepare_data(config, console) and None)
@@ -57,7 +57,7 @@ def train(config: TrainConfig, console: Console, resume: Path | None = None, *, 
     train_batches, validation_batches = (
         batches(config, tokens, split, mesh.data.rank, mesh.data.size) for split in ("train", "validation")
     )
-    trainer = Trainer(config, engine(config, dtype, mesh), train_batches, validation_batches)
+    trainer = Trainer(config, trains, train_batches, validation_batches)
     checkpoint = once(lambda: checkpoint_to_resume(folder, required=resume is not None and not latest))
     if checkpoint:
         trainer.restore(Path(checkpoint))

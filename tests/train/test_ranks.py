@@ -120,4 +120,4 @@ def test_a_layout_that_the_model_cannot_be_cut_by(layout, message):
     parallel = ParallelConfig(**layout, micro_batches=1)
     config = dataclasses.replace(CONFIG, parallel=parallel)
     with pytest.raises(ValueError, match=message):
-        in_parts(config, torch.float32, Mesh(pp=parallel.pp, dp=parallel.dp, tp=parallel.tp), "meta")
+        in_parts(config, torch.float32, Mesh(pp=parallel.pp, dp=parallel.dp, tp=parallel.tp), "cpu")
