@@ -1,9 +1,9 @@
 """Weights that are whole only while they are used: gathered before a unit's forward and backward, freed after.
 
 A unit is some buckets that are whole at the same times, those of a block of the model, say. A function that reads
-weights of units is enclosed: before a call they are gathered; after it they stay until a call needs other ones. What
-comes out is hooked: a backward that comes to it gathers them again, if need be, and frees them when it comes to what
-went in. Meanwhile the units that followed the last time are on their way.
+weights of units is enclosed: before a call they are gathered. A backward gathers them again, if need be, when it comes
+to what came out, and is done with them at what went in. They stay until others are needed: a block whose backward
+follows its forward is gathered once. Meanwhile the units that followed the last time are on their way.
 """
 
 from __future__ import annotations
@@ -158,7 +158,6 @@ class Units:
     def _went(self, backward: _Use, _: Tensor) -> None:
         if backward in self._uses:
             self._uses.remove(backward)
-            self._free(backward.units)
 
     # ---- here, or on its way ----
 

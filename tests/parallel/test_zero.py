@@ -67,6 +67,8 @@ def shared(shape, sizes, stage, micros, bucket_bytes, unused):
         zero.gather()
         losses.append(total)
     with zero.whole():
+        if unused:  # its gradient is zero: it decays
+            torch.testing.assert_close(model.unused.detach(), torch.full((7,), (1 - 1e-2 * 0.1) ** STEPS).double())
         return losses, {name: weight.clone() for name, weight in model.state_dict().items()}, held
 
 
