@@ -171,11 +171,13 @@ class Zero:
         flats = []
         for bucket in buckets:
             parameters = [named[piece.name] for piece in bucket.pieces]
+            device = parameters[0].device
             if ferries is None or not parameters[0].requires_grad:
                 flats.append(Flat(bucket, parameters, self.owners, **options))
-            else:
-                ferry = ferries.setdefault(parameters[0].device, Ferry(parameters[0].device))
-                flats.append(OffloadedFlat(bucket, parameters, self.owners, ferry=ferry, **options))
+                continue
+            if device not in ferries:
+                ferries[device] = Ferry(device)
+            flats.append(OffloadedFlat(bucket, parameters, self.owners, ferry=ferries[device], **options))
         return flats
 
     def _check_whole(self, module: nn.Module, *_: Any) -> None:
