@@ -136,7 +136,7 @@ class Pipeline:
     @torch.no_grad()
     def evaluate(self, micros: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         """The loss that `step` gives, without gradients."""
-        self.channels.open()
+        self.channels.open(micros[0][0].device)
         losses: list[Tensor] = []
         for action in orders(self.schedule, self.axis.size, len(micros), self.chunks_per_stage)[self.axis.rank]:
             if action.kind != "F":
