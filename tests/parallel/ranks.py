@@ -1,4 +1,4 @@
-"""A function run by several processes that are a job over Gloo, for tests.
+"""A function run by several processes that are a job over Gloo, or over NCCL, for tests.
 
 The processes wait for the next case, so that one costs the time to connect them, not to start them and import torch.
 Every case has a default group and groups of its own. One that fails ends the processes it ran on.
@@ -29,9 +29,10 @@ _context.set_forkserver_preload(["pytest", "torch", "torch.distributed", "llmsys
 _waiting: list[tuple[BaseProcess, Connection]] = []
 
 
-def run(size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
+def run(size: int, function: Callable[..., Any], *args: Any, backend: str = "gloo") -> list[Any]:
     """What `function(*args)` returns on each of `size` ranks.
 
+    Over "nccl", ranks have a GPU each, or share those that there are.
     Errors     AssertionError with the traceback of the first rank that raises; the others are ended
     """
     while len(_waiting) < size:
@@ -40,7 +41,7 @@ def run(size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
     with tempfile.TemporaryDirectory() as folder:
         try:
             for rank, (_, pipe) in enumerate(ranks):
-                pipe.send_bytes(pickle.dumps((folder, rank, size, function, args)))
+                pipe.send_bytes(pickle.dumps((folder, rank, size, backend, function, args)))
             return _answers([pipe for _, pipe in ranks])
         except BaseException:
             del _waiting[:size]
@@ -77,7 +78,7 @@ def _answers(pipes: list[Connection]) -> list[Any]:
 def _serve(pipe: Connection) -> None:
     """Run case after case until nobody asks any more."""
     torch.set_num_threads(1)
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = "lo"
     while True:
         try:
             call = pipe.recv_bytes()
@@ -85,10 +86,16 @@ def _serve(pipe: Connection) -> None:
             os._exit(0)
         try:
             disconnect()  # from the last case, which all of its ranks have ended
-            folder, rank, size, function, args = pickle.loads(call)
-            dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
+            folder, rank, size, backend, function, args = pickle.loads(call)
+            if backend == "nccl":
+                torch.cuda.set_device(rank % torch.cuda.device_count())
+                if size > torch.cuda.device_count():  # NCCL wants another GPU for each rank of a host
+                    os.environ["NCCL_HOSTID"] = f"process {os.getpid()}"
+            dist.init_process_group(backend, init_method=f"file://{folder}/store", rank=rank, world_size=size)
             # By value: not the handles to shared memory that `send` makes of tensors.
             answer = pickle.dumps((None, function(*args)))
+            if backend == "nccl":
+                disconnect()  # together, as NCCL wants it
         except BaseException:
             answer = pickle.dumps((traceback.format_exc(), None))
         pipe.send_bytes(answer)
