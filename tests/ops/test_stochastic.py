@@ -39,8 +39,9 @@ def exact_inputs(name, shape, device="cpu", **options):
 @pytest.fixture(params=BOTH, ids=lambda both: f"{both[0]}-{both[1].name}")
 def chosen(request):
     name, runner = request.param
-    if runner.why_not:
-        pytest.skip(runner.why_not)
+    args = exact_inputs(name, (1,), runner.device, stochastic_rounding=SEED)
+    if why_not := runner.why_not or get(name).implementations[runner.implementation].reason(runner.device, args):
+        pytest.skip(why_not)
     with runner.selected():
         yield SimpleNamespace(name=name, op=get(name), runner=runner)
 

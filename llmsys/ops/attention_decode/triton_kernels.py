@@ -118,6 +118,9 @@ def split_kernel(
         d, e = tl.arange(0, BLOCK_DIM), tl.arange(0, BLOCK_VALUE)
         q_row = b * q_b_stride + token * q_t_stride + head * q_h_stride
         q = tl.load(q_ptr + q_row[:, None] + d[None, :], (row < rows)[:, None] & (d < DIM)[None, :], 0.0)
+        if BLOCK_DIM < DIM:
+            late = BLOCK_DIM + d
+            q_late = tl.load(q_ptr + q_row[:, None] + late[None, :], (row < rows)[:, None] & (late < DIM)[None, :], 0.0)
         slope = 0.0
         if alibi_ptr is not None:
             slope = tl.load(alibi_ptr + b * alibi_stride + head, row < rows, 0.0)[:, None]
@@ -135,7 +138,11 @@ def split_kernel(
             k = tl.load(k_ptr + k_row[:, None] + d[None, :], inside[:, None] & (d < DIM)[None, :], 0)
             if k_scale_ptr is not None:
                 k = rounded(k.to(tl.float32), q.dtype)  # every code is a bfloat16
-            z = product(q, tl.trans(k)) * scale
+            z = product(q, tl.trans(k))
+            if BLOCK_DIM < DIM:
+                k_late = tl.load(k_ptr + k_row[:, None] + late[None, :], inside[:, None] & (late < DIM)[None, :], 0)
+                z = tl.fma(product(q_late, tl.trans(k_late)), 1.0, z)  # of a `+` Triton would make one sum of products
+            z *= scale
             if k_scale_ptr is not None:
                 k_at = page * k_scale_p_stride + at * k_scale_s_stride + key_head * k_scale_h_stride
                 z *= tl.load(k_scale_ptr + k_at, inside, 0.0)[None, :]
@@ -239,10 +246,11 @@ def forward(*args: Any, out: tuple[Tensor, Tensor] | None = None) -> tuple[Tenso
     values = torch.empty((batch, kv_heads, splits, rows, value_dim), dtype=torch.float32, device=q.device)
     cache_seqlens = cache_seqlens.contiguous()
     block_dim, block_value = (max(triton.next_power_of_2(size), 16) for size in (dim, value_dim))
+    wide = max(block_dim, block_value) > 128
+    if q.dtype == torch.float32:  # a sum of 256 products, one after another, would round away too much
+        block_dim = min(block_dim, 128)
     kind = "float32" if q.dtype == torch.float32 else "16-bit" if k_scale is None else "int8"
-    block_n, warps = TILES["gfx942" if _triton.architecture(q.device) == "gfx942" else "sm_80"][kind][
-        max(block_dim, block_value) > 128
-    ]
+    block_n, warps = TILES["gfx942" if _triton.architecture(q.device) == "gfx942" else "sm_80"][kind][wide]
     stages = 1 if q.dtype == torch.float32 else 2
     table, table_stride = _rows(block_table)
     alibi, alibi_stride = _rows(None if alibi_slopes is None else alibi_slopes.float())

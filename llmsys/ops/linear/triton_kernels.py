@@ -11,8 +11,9 @@ from llmsys.ops._native import rows_of
 from llmsys.ops._triton import INTERPRETED, contiguous_like, device_of, load, store, to_float32
 from llmsys.ops.linear.native import matrix_of
 
-BLOCK, BLOCK_DEPTH, GEMM_WARPS, NUM_WARPS = 64, 32, 8, 4
-RUN = tl.constexpr(128)  # products summed one after another before the sum is added to the total: less is rounded away
+GEMM_WARPS, NUM_WARPS = 8, 4
+TILES = {torch.float32: (64, 32, 16), torch.bfloat16: (64, 64, 32), torch.float16: (64, 64, 32)}  # rows, cols, depth
+RUN = tl.constexpr(128)  # products summed before the sum is added to the total: less is rounded away
 GROUP = tl.constexpr(8)  # rows of tiles that run side by side, so that they find each other's tiles of B in the cache
 
 
@@ -55,7 +56,10 @@ def gemm_kernel(
             b = tl.load(b_ptr + down * b_k_stride + col * b_col_stride, mask=b_mask, other=0.0)
             if INTERPRETED:  # whose dot would multiply the bits of bfloat16
                 a, b = to_float32(a), to_float32(b)
-            run = tl.dot(a, b, run, input_precision="ieee")
+            if a_ptr.dtype.element_ty == tl.float32:  # those of a tile are summed one after another: fewer, then all
+                run = tl.fma(tl.dot(a, b, input_precision="ieee"), 1.0, run)  # Triton would make a `+` part of the dot
+            else:
+                run = tl.dot(a, b, run, input_precision="ieee")
         sums += run
 
     mask = (row < rows) & (col < cols)
@@ -116,11 +120,12 @@ def gemm(
     if c.numel() == 0:
         return
     residual, residual_stride = (None, 0) if residual is None else rows_of(residual)
-    tiles = triton.cdiv(rows, BLOCK) * triton.cdiv(cols, BLOCK)
+    block_rows, block_cols, block_depth = TILES[c.dtype]
+    tiles = triton.cdiv(rows, block_rows) * triton.cdiv(cols, block_cols)
     with device_of(c):
         gemm_kernel[(tiles,)](
             *(a[0], b[0], bias, residual, c, pre, rows, cols, depth, *a[1:], *b[1:], residual_stride),
-            *(activation, BLOCK, BLOCK, BLOCK_DEPTH),
+            *(activation, block_rows, block_cols, block_depth),
             num_warps=GEMM_WARPS,
         )
 
