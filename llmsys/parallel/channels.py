@@ -45,15 +45,24 @@ class Channels:
         self._receiving: dict[Action, Pending] = {}
         self._sending: list[Pending] = []
 
-    def open(self) -> None:
-        """Make the groups, in the same order on all stages, before the first message."""
-        if not self._opened:
-            passages = {pair for pair in pairwise(self.stages) if pair[0] != pair[1]}
-            for channel in sorted(
-                {self._channel("F", *pair).channel for pair in passages}
-                | {self._channel("B", *pair[::-1]).channel for pair in passages}
-            ):
-                group_of(replace(self.axis, channel=channel))
+    def open(self, device: torch.device) -> None:
+        """Make the groups, in the same order on all stages, before the first message; on a GPU, let neighbours connect.
+
+        Over NCCL two ranks connect at their first message, where each stops until the other comes. One that waits for a
+        message of the other meanwhile, or loads a kernel while a kernel of its own waits for one, never comes.
+        """
+        if self._opened:
+            return
+        passages = {pair for pair in pairwise(self.stages) if pair[0] != pair[1]}
+        ways = sorted({("F", *pair) for pair in passages} | {("B", *pair[::-1]) for pair in passages})
+        for way in ways:
+            group_of(self._channel(*way))
+        for kind, sender, receiver in ways if device.type == "cuda" else ():
+            channel, word = self._channel(kind, sender, receiver), torch.zeros(1, device=device)
+            if self.axis.rank == sender:
+                collectives.start_send(word, channel, receiver).wait()
+            elif self.axis.rank == receiver:
+                collectives.start_receive(word, channel, sender).wait()
         self._opened = True
 
     def send(self, made: Action, x: Tensor, tokens: Tensor) -> None:

@@ -108,7 +108,7 @@ class Pipeline:
         Gradients are added to what is there. Every backward but this stage's last one runs under `accumulating()`;
         where it is split, its first part, B, under `holding()`.
         """
-        self.channels.open()
+        self.channels.open(micros[0][0].device)
         actions = orders(self.schedule, self.axis.size, len(micros), self.chunks_per_stage)[self.axis.rank]
         ends = "W" if self.split else "B"
         left = sum(action.kind == ends for action in actions)
