@@ -8,7 +8,9 @@
 `<!-- occupancy: benchmarks/records/<machine>/<date>-occupancy.json -->` … `<!-- /occupancy -->` what kernels compiled
 for a GPU ask of it;
 `<!-- step: benchmarks/records/<machine>/<date>-train.json -->` … `<!-- /step -->` a whole step's contenders, and where
-ours spends its time.
+ours spends its time;
+`<!-- parallel: benchmarks/records/<machine>/<date>-parallel-peers.json -->` … `<!-- /parallel -->` a step on several
+ranks beside each peer's.
 """
 
 import re
@@ -21,6 +23,7 @@ from llmsys.perf.report import CHECKOUT, read_record
 COLUMNS = ("subject", "promise", "measured", "status")
 BARS = re.compile(r"(<!-- bars: (?P<record>\S+) -->\n).*?(<!-- /bars -->)", re.DOTALL)
 STEP = re.compile(r"(<!-- step: (?P<record>\S+) -->\n).*?(<!-- /step -->)", re.DOTALL)
+PARALLEL = re.compile(r"(<!-- parallel: (?P<record>\S+) -->\n).*?(<!-- /parallel -->)", re.DOTALL)
 OCCUPANCY = re.compile(r"(<!-- occupancy: (?P<record>\S+) -->\n).*?(<!-- /occupancy -->)", re.DOTALL)
 STATUS = re.compile(r"(<!-- status -->\n).*?(<!-- /status -->)", re.DOTALL)
 IMPLEMENTATIONS = {
@@ -44,6 +47,7 @@ def rendered(readme: str, root: Path) -> str:
         raise ValueError("benchmarks.readme: no marker, expected <!-- bars: PATH --> … <!-- /bars -->")
     readme = BARS.sub(lambda found: found[1] + _bars(root / found["record"]) + found[3], readme)
     readme = STEP.sub(lambda found: found[1] + _step(root / found["record"]) + found[3], readme)
+    readme = PARALLEL.sub(lambda found: found[1] + _parallel(root / found["record"]) + found[3], readme)
     readme = OCCUPANCY.sub(lambda found: found[1] + _occupancy(root / found["record"]) + found[3], readme)
     return STATUS.sub(lambda found: found[1] + _status(root / "benchmarks" / "records") + found[2], readme)
 
@@ -126,6 +130,26 @@ def _step(path: Path) -> str:
         parts = ", ".join(f"{kind} {100 * seconds / total:.0f} %" for kind, seconds in seconds_by_kind.items())
         shares.append(f"llmsys in {dtype}: {parts}")
     return "\n".join([_origin(content), "", *lines, "", "Where the time goes, " + "; ".join(shares) + ".", ""])
+
+
+def _parallel(path: Path) -> str:
+    """A line for each peer: our figure, its, and its over ours; the last column is our step with our own kernels."""
+    content, rows = read_record(path)
+    lines = ["| ranks | | peer | ms: ours | peer's | × | MiB: ours | peer's | × | ms with our kernels |"]
+    lines += ["|---" * 10 + "|"]
+    for ours, kernels in ((row, other) for row, _, other in zip(*[iter(rows)] * 3, strict=True)):
+        (peer, seconds), *_ = ours.peers.items()
+        times = _beside(1e3, ours.median_s, seconds)
+        memory = _beside(2**-20, ours.peak_bytes, ours.peers_peak_bytes.get(peer))
+        own = f"{1e3 * kernels.median_s:,.0f}" if kernels.median_s else "–"
+        lines.append(f"| {ours.shape[0]} | {ours.op} | {peer} | {times} | {memory} | {own} |")
+    return "\n".join([_origin(content), "", *lines, ""])
+
+
+def _beside(unit: float, ours: float | None, theirs: float | None) -> str:
+    if ours is None or theirs is None:
+        return "– | – | –"
+    return f"{unit * ours:,.0f} | {unit * theirs:,.0f} | {theirs / ours:.2f}"
 
 
 def _origin(content: dict[str, Any]) -> str:

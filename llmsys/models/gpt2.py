@@ -85,6 +85,8 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
+    tokenwise = True  # each token's result is of that token alone
+
     def __init__(self, dim: int):
         super().__init__()
         self.up = Linear(dim, 4 * dim)

@@ -13,6 +13,8 @@ class MLP(torch.nn.Module):
     Source     Shazeer 2020, arXiv:2002.05202, eq. 6 (FFN_SwiGLU)
     """
 
+    tokenwise = True  # each token's result is of that token alone
+
     def __init__(self, dim: int, hidden_dim: int):
         super().__init__()
         self.gate = torch.nn.Linear(dim, hidden_dim, bias=False)

@@ -30,11 +30,11 @@ class Parallel:
 
     def __init__(self, model: nn.Module, mesh: Mesh, pipeline: Pipeline, cut: Mapping[str, tensor.Shard], zero: Zero):
         self.model, self.mesh, self.pipeline, self.cut, self.zero = model, mesh, pipeline, cut, zero
-        self.shards, self.gather = zero.shards, zero.gather
+        self.shards, self.gather, self.whole = zero.shards, zero.gather, zero.whole
 
     def backward(self, micros: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         """Mean loss of this rank's microbatches (tokens, targets), which all ranks of pp and tp are given alike."""
-        loss = self.pipeline.step(micros, accumulating=self.zero.accumulating, holding=self.zero.accumulating)
+        loss = self.pipeline.step(micros, accumulating=self.zero.accumulating, holding=self.zero.holding)
         self.zero.reduce()
         return loss
 
@@ -53,12 +53,14 @@ def parallelize(
     chunks_per_stage: int | None = None,
     costs: Sequence[float] | None = None,
     sequence_parallel: bool = False,
+    overlap_chunks: int = 1,
     recompute: str = "none",
     device: torch.device | str | None = None,
     seed: int | None = None,
     fill: Fill | None = None,
     bucket_bytes: int = BUCKET_BYTES,
     master_dtype: torch.dtype | None = None,
+    reduce_dtype: torch.dtype | None = None,
     group_of: Callable[[str, nn.Parameter], Hashable] = lambda name, parameter: None,
 ) -> Parallel:
     """Keep of `model` what this rank holds, by `plan`, and hook in what it says to others.
@@ -78,7 +80,9 @@ def parallelize(
     )
     cut = tensor.cut(model, plan["tensor"], mesh.tp)
     _initialise(model, cut, device, seed, fill)
-    tensor.hook(model, plan["tensor"], mesh.tp, cut, sequence_parallel=sequence_parallel)
+    tensor.hook(
+        *(model, plan["tensor"], mesh.tp, cut), sequence_parallel=sequence_parallel, overlap_chunks=overlap_chunks
+    )
     patterns = {"none": [], "selective": plan.get("recompute", []), "full": pipeline.names}
     if recompute not in patterns:
         raise ValueError(f"llmsys.parallel.parallelize: recompute={recompute!r}, expected one of {', '.join(patterns)}")
@@ -86,8 +90,10 @@ def parallelize(
     flat = Zero(
         *(model, mesh),
         stage=zero,
+        units=model.get_submodule(plan["stages"]).children(),
         bucket_bytes=bucket_bytes,
         master_dtype=master_dtype,
+        reduce_dtype=reduce_dtype,
         group_of=group_of,
         shared=pipeline.shared,
     )

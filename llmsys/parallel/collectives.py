@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from llmsys.parallel import exchange
 from llmsys.parallel.groups import group_of
 from llmsys.parallel.mesh import Axis
 
@@ -22,7 +23,7 @@ OPS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
 HERE = str(Path(__file__).parent)
 # PyTorch 2.13 renames them.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+_reduce_scatter_by_backend = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 _counters: list[Counter[str]] = []
 
 
@@ -77,7 +78,11 @@ def start_all_reduce(x: Tensor, axis: Axis, op: str = "sum") -> Pending:
     _check_contiguous("all_reduce", x)
     _count(axis, 2 * x.nbytes * (axis.size - 1) // axis.size)
     with _named("all_reduce", axis):
-        work = dist.all_reduce(x, OPS[op], group=group_of(axis), async_op=True)
+        group = group_of(axis)
+        if exchange.pays(x, group):
+            work: Any = exchange.start_all_reduce(x, op, group)
+        else:
+            work = dist.all_reduce(x, OPS[op], group=group, async_op=True)
     return Pending("all_reduce", axis, work, lambda: x)
 
 
@@ -93,12 +98,24 @@ def start_all_gather(x: Tensor, axis: Axis, dim: int = 0) -> Pending:
     """
     if axis.size == 1:
         return Pending("all_gather", axis, None, lambda: x)
-    x = x.contiguous()
-    _count(axis, x.nbytes * (axis.size - 1))
     out = x.new_empty(axis.size, *x.shape)
-    with _named("all_gather", axis):
-        work = _all_gather(out.view(-1), x.view(-1), group=group_of(axis), async_op=True)
+    work = start_all_gather_into(out.view(-1), x.contiguous().view(-1), axis).work
     return Pending("all_gather", axis, work, lambda: _side_by_side(out, dim))
+
+
+def start_all_gather_into(out: Tensor, x: Tensor, axis: Axis) -> Pending:
+    """Every rank's flat `x` one after another in the flat `out`, of which `x` may be this rank's part.
+
+    Traffic    N − 1 times x on the axis, N its size
+    """
+    work = None
+    if axis.size > 1:
+        _count(axis, x.nbytes * (axis.size - 1))
+        with _named("all_gather", axis):
+            work = _all_gather(out, x, group=group_of(axis), async_op=True)
+    elif out.data_ptr() != x.data_ptr():
+        out.copy_(x)
+    return Pending("all_gather", axis, work, lambda: out)
 
 
 def reduce_scatter(x: Tensor, axis: Axis, dim: int = 0) -> Tensor:
@@ -115,11 +132,30 @@ def start_reduce_scatter(x: Tensor, axis: Axis, dim: int = 0) -> Pending:
     if axis.size == 1:
         return Pending("reduce_scatter", axis, None, lambda: x)
     parts = torch.stack(_parts("reduce_scatter", x, axis, dim))
-    _count(axis, x.nbytes * (axis.size - 1) // axis.size)
     out = torch.empty_like(parts[0])
-    with _named("reduce_scatter", axis):
-        work = _reduce_scatter(out.view(-1), parts.view(-1), group=group_of(axis), async_op=True)
+    work = start_reduce_scatter_into(out.view(-1), parts.view(-1), axis).work
     return Pending("reduce_scatter", axis, work, lambda: out)
+
+
+def start_reduce_scatter_into(out: Tensor, x: Tensor, axis: Axis) -> Pending:
+    """This rank's part of the sum of the flat `x`, in the flat `out`, which may be that part of `x` itself.
+
+    Traffic    (N − 1)/N of x on the axis, N its size
+    """
+    work = None
+    if axis.size > 1:
+        _count(axis, x.nbytes * (axis.size - 1) // axis.size)
+        with _named("reduce_scatter", axis):
+            work = _reduce_scatter(out, x, group_of(axis))
+    elif out.data_ptr() != x.data_ptr():
+        out.copy_(x)
+    return Pending("reduce_scatter", axis, work, lambda: out)
+
+
+def _reduce_scatter(out: Tensor, x: Tensor, group: dist.ProcessGroup) -> Any:
+    if dist.get_backend(group) == "gloo":
+        return exchange.start_reduce_scatter(out, x, group)
+    return _reduce_scatter_by_backend(out, x, group=group, async_op=True)
 
 
 def all_to_all(x: Tensor, axis: Axis, split: int, join: int) -> Tensor:

@@ -18,7 +18,7 @@ Source     Shoeybi et al. 2019, arXiv:1909.08053, section 3; with sequences: Kor
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
@@ -32,9 +32,9 @@ from llmsys.ops import cross_entropy_parts, linear, merge_cross_entropy
 from llmsys.ops.cross_entropy.sharded import Parts
 from llmsys.parallel import collectives
 from llmsys.parallel.mesh import Axis
+from llmsys.parallel.overlap import TOKENS, Arriving, Overlap
 
 STYLES = ("column", "heads", "row", "vocab", "sequence")
-TOKENS = 1  # the dimension of a sequence in (B, T, D)
 
 
 class Slice(NamedTuple):
@@ -69,16 +69,24 @@ class Shard:
 
 
 def apply(
-    model: nn.Module, plan: Mapping[str, str], axis: Axis, *, sequence_parallel: bool = False
+    model: nn.Module,
+    plan: Mapping[str, str],
+    axis: Axis,
+    *,
+    sequence_parallel: bool = False,
+    overlap_chunks: int = 1,
 ) -> dict[str, Shard]:
     """Cut `model` in place by `plan`, and hook in what ranks say to each other; what `cut` returns.
+
+    overlap_chunks  how many parts a sequence enters and leaves a region in, each on its way while others are
+                    multiplied. What enters must go to column layers alone, as it is, or the region be `tokenwise`
 
     Traffic    of a region: 2·(N − 1)/N of its activations forward and as much backward, N the size of the axis; the
                same with sequence_parallel, which keeps 1/N of what lies between regions
     Errors     of `cut` and of `hook`
     """
     shards = cut(model, plan, axis)
-    hook(model, plan, axis, shards, sequence_parallel=sequence_parallel)
+    hook(model, plan, axis, shards, sequence_parallel=sequence_parallel, overlap_chunks=overlap_chunks)
     return shards
 
 
@@ -116,12 +124,15 @@ def hook(
     shards: Mapping[str, Shard],
     *,
     sequence_parallel: bool = False,
+    overlap_chunks: int = 1,
 ) -> None:
     """Make a model that `cut` has cut compute what the whole one does.
 
-    Errors     ValueError for a parameter on the meta device, which `to_empty` would replace, or a model whose head is
-               cut and which does not say how it uses it
+    Errors     ValueError for a parameter on the meta device, which `to_empty` would replace, a model whose head is cut
+               and which does not say how it uses it, or overlap_chunks below 1
     """
+    if overlap_chunks < 1:
+        raise ValueError(f"llmsys.parallel.tensor: overlap_chunks={overlap_chunks}, expected 1 or more")
     if axis.size == 1:
         return
     for name, parameter in model.named_parameters():
@@ -135,7 +146,11 @@ def hook(
     for name, style in styles.items():
         _adapt(model.get_submodule(name), style, shards.get(f"{name}.weight"), axis, sequence_parallel)
     for region in regions:
-        _enclose(model.get_submodule(region), axis, sequence_parallel)
+        if overlap_chunks == 1:
+            _enclose(model.get_submodule(region), axis, sequence_parallel)
+        else:
+            children = {name: style for name, style in styles.items() if name.rpartition(".")[0] == region}
+            _overlap(model, region, children, Overlap(axis, sequence_parallel, overlap_chunks))
     if "vocab" in styles.values():
         _replace_head(model, axis, sequence_parallel)
     for name, parameter in model.named_parameters():
@@ -265,6 +280,41 @@ def _enter(x: Tensor, axis: Axis, sequence_parallel: bool) -> Tensor:
 
 def _leave(y: Tensor, axis: Axis, sequence_parallel: bool) -> Tensor:
     return collectives.scatter_out(y, axis, TOKENS) if sequence_parallel else collectives.reduce_out(y, axis)
+
+
+def _overlap(model: nn.Module, region: str, children: Mapping[str, str], overlap: Overlap) -> None:
+    module: Any = model.get_submodule(region)
+    if getattr(module, "tokenwise", False):
+        module.forward = partial(_tokenwise, module.forward, overlap)
+        return
+    module.register_forward_pre_hook(lambda module, args: (overlap.arriving(args[0]), *args[1:]))
+    for name, style in children.items():
+        layer: Any = model.get_submodule(name)
+        layer.forward = (
+            partial(_row, layer.forward, overlap) if style == "row" else partial(_column, layer.forward, overlap, name)
+        )
+
+
+def _tokenwise(forward: Callable[[Tensor], Tensor], overlap: Overlap, x: Tensor) -> Tensor:
+    """All of a region by chunks: what it gives for a token is of that token alone."""
+    return overlap.left(forward(chunk) for chunk in overlap.arriving(x))
+
+
+def _column(forward: Callable[[Tensor], Any], overlap: Overlap, name: str, x: Any) -> Any:
+    """The product, or several, of the whole sequence."""
+    if not isinstance(x, Arriving):
+        raise TypeError(
+            f"llmsys.parallel.tensor: {name} was given a {type(x).__name__}, expected what enters its region as it is; "
+            "use overlap_chunks=1"
+        )
+    found = [forward(chunk) for chunk in x]
+    if isinstance(found[0], tuple):
+        return tuple(overlap.in_order(part) for part in zip(*found, strict=True))
+    return overlap.in_order(found)
+
+
+def _row(forward: Callable[[Tensor], Tensor], overlap: Overlap, x: Tensor) -> Tensor:
+    return overlap.left(forward(chunk) for chunk in overlap.by_chunks(x))
 
 
 def _product(x: Tensor, weight: Tensor) -> Tensor:

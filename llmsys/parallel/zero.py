@@ -1,6 +1,6 @@
-"""Data parallelism, with the optimizer's state, and the gradients, of each parameter on one rank of the shard axis.
+"""Data parallelism, with optimizer state, gradients and parameters, each from some stage on, in parts on many ranks.
 
-    zero = Zero(model, mesh, stage=2)
+    zero = Zero(model, mesh, stage=3, units=model.blocks)
     optimizer = AdamW(zero.shards())
     for micro in batch: model.loss(*micro).backward()
     zero.reduce()
@@ -11,57 +11,56 @@
     0      whole       whole      whole
     1      whole       whole      1/N
     2      whole       1/N        1/N
+    3      1/N         1/N        1/N
 
 Source     Rajbhandari et al. 2020, arXiv:1910.02054
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from llmsys.parallel import collectives
-from llmsys.parallel.buckets import Bucket, Piece, buckets_of
-from llmsys.parallel.collectives import Pending
+from llmsys.parallel.buckets import Piece, buckets_of
+from llmsys.parallel.flat import Flat
 from llmsys.parallel.mesh import Axis, Mesh
+from llmsys.parallel.units import Unit, Units
 
 BUCKET_BYTES = 25 << 20
-
-
-@dataclass
-class _Flat:
-    """A bucket's tensors on this rank."""
-
-    bucket: Bucket
-    parameters: list[nn.Parameter]
-    whole: Tensor  # the parameters are views of it
-    shard: nn.Parameter  # what the optimizer updates: of `whole`, or the master of that part
-    gradients: Tensor | None = None  # the same of the gradients, where they stay whole
-    missing: set[int] = field(default_factory=set)  # of parameters, whose gradients this backward has not found yet
-    pending: Pending | None = None
+MAX_REDUCING = 2  # buckets whose gradients are on their way at once
 
 
 class Zero:
     """Parameters of `model` in flat buckets, whose gradients become their mean over `mesh.data`.
 
     Buckets are reduced during backward, each as its gradients are there, always in the same order; in stages 0 and 1
-    only in the backward before `reduce`: the others run under `accumulating()`. Stage 2 reduces in each backward and
-    keeps its part of the sum.
+    only in the backward before `reduce`: the others run under `accumulating()`. Stages 2 and 3 reduce in each backward
+    and keep their part of the sum, but under `holding()`.
 
+    Stage 3 keeps parameters in parts, and what reads them must be a call of one of `units`, modules such as blocks, of
+    a module that has parameters outside of them, of the model, or of its `enter` or `leave`. Each unit is whole from
+    before its forward, or its backward, until after it, and the next one is on its way meanwhile. All ranks must call
+    the same ones in the same order. Other readers go within `whole()`.
+
+    units      of stage 3, in the order of the forward
     shared     parameters that another pipeline stage holds too, by name, and that stage: their gradients are summed
                with its ones by `reduce`, once
 
-    Shapes     of any model; frozen parameters stay as they are, tied ones are one
-    Numerics   gradients are summed in their own dtype, divided by the size of mesh.data before; a master is kept where
-               `master_dtype` is not that of the parameter
+    Shapes     of any model; frozen parameters stay as they are, in stage 3 in parts; tied ones are one
+    Numerics   gradients are summed over microbatches and ranks in `reduce_dtype`, by default their own, and divided by
+               the size of mesh.data; the optimizer updates a master where `master_dtype` is not that of the parameter
     Traffic    each step, of Ψ bytes of gradients and parameters and N ranks: stage 0 2·(N − 1)/N·Ψ on data; stages 1
-               and 2 as much on shard, and 2·(M − 1)/M·Ψ/N on the M copies of each shard
-    Errors     ValueError for a stage that is not one, or a model without parameters that ask for gradients
+               and 2 as much on shard, and 2·(M − 1)/M·Ψ/N on the M copies of each shard; stage 3 half as much again on
+               shard, where a unit is not used again at once: 2 parts of 3 for each microbatch
+    Errors     ValueError for a stage that is not one, or a model without parameters that ask for gradients;
+               RuntimeError for a backward that this stage cannot take, or reading the state of parameters in parts
     """
 
     def __init__(
@@ -70,164 +69,229 @@ class Zero:
         mesh: Mesh,
         *,
         stage: int,
+        units: Iterable[nn.Module] = (),
         bucket_bytes: int = BUCKET_BYTES,
         master_dtype: torch.dtype | None = None,
+        reduce_dtype: torch.dtype | None = None,
         group_of: Callable[[str, nn.Parameter], Hashable] = lambda name, parameter: None,
         shared: Mapping[str, int] | None = None,
     ):
-        if stage not in (0, 1, 2):
-            raise ValueError(f"llmsys.parallel.Zero: stage={stage}, expected 0, 1 or 2")
+        if stage not in (0, 1, 2, 3):
+            raise ValueError(f"llmsys.parallel.Zero: stage={stage}, expected 0, 1, 2 or 3")
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise ValueError("llmsys.parallel.Zero: no parameter asks for a gradient, expected some that do")
         self.stage, self.mesh = stage, mesh
         self.owners = mesh.shard if stage else Axis("shard", (mesh.rank,), 0)
-        self.copies = mesh.copies if stage else mesh.data
-        named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-        if not named:
-            raise ValueError("llmsys.parallel.Zero: no parameter asks for a gradient, expected some that do")
-        size = max(parameter.element_size() for parameter in named.values())
-        shared = shared or {}
-        # Each shared parameter is a bucket of its own: whatever else a stage holds, its shard is the same part of it.
-        kinds = {
-            name: (group_of(name, p), p.dtype, p.device, name if name in shared else None) for name, p in named.items()
-        }
-        buckets = buckets_of(
-            ((name, tuple(p.shape), kinds[name]) for name, p in named.items()),
-            max(1, bucket_bytes // size),
-            self.owners.size,
+        self._shared_with = dict(shared or {})
+        self._postponed = False
+        self._closed = False  # to another backward in this step
+        self._backward = -1  # the number that autograd gives the one that is going on, or -1
+        self._queue: deque[Flat] = deque()  # to reduce in it, in this order
+        self._reducing: deque[Flat] = deque()
+        flatten = partial(
+            self._flatten,
+            group_of=group_of,
+            copies=mesh.copies if stage else mesh.data,
+            keeps_whole=stage < 3,
+            keeps_gradients=stage < 2,
+            master_dtype=master_dtype,
+            reduce_dtype=reduce_dtype,
         )
-        self._flats = [self._flatten(bucket, named, master_dtype) for bucket in buckets]
-        self._shared = [
-            (flat, shared[flat.bucket.pieces[0].name]) for flat in self._flats if flat.bucket.pieces[0].name in shared
+        named = {name: p for name, p in model.named_parameters() if stage == 3 or p.requires_grad}
+        modules = list(dict.fromkeys(units)) if stage == 3 else []
+        first, *others, last = _split(named, modules)
+        flats = [
+            flatten(first, bucket_bytes=bucket_bytes),
+            *(flatten(part, bucket_bytes=None) for part in others),
+            flatten(last, bucket_bytes=bucket_bytes),
         ]
-        self._shared.sort(key=lambda pair: pair[0].bucket.pieces[0].name)
-        self._accumulating = False
-        self._backward = -1  # the number that autograd gives the one that is going on
+        # In the order of the backward: what may be reduced apart, and of it what is trained.
+        self._parts = [[flat for flat in part if flat.trained] for part in reversed(flats)]
+        self._flats = [flat for part in self._parts for flat in part]
+        self._all = [flat for part in flats for flat in part]
+        self._units = Units([Unit(part) for part in flats] if stage == 3 else [], self._notice)
+        if stage == 3:
+            self._units.enclose_model(model, modules, first | last)
+            model.register_state_dict_pre_hook(self._check_whole)
+            model.register_load_state_dict_pre_hook(self._check_whole)
         for flat in self._flats:
             for index, parameter in enumerate(flat.parameters):
                 parameter.register_post_accumulate_grad_hook(partial(self._found, flat, index))
-        self._begin()
 
-    def _flatten(self, bucket: Bucket, named: dict[str, nn.Parameter], master_dtype: torch.dtype | None) -> _Flat:
-        parameters = [named[piece.name] for piece in bucket.pieces]
-        whole = parameters[0].new_zeros(bucket.size)
-        for piece, parameter in zip(bucket.pieces, parameters, strict=True):
-            view = whole[piece.start : piece.end].view(piece.shape)
-            view.copy_(parameter.data)
-            parameter.data = view
-        mine = self._mine(whole)
-        master = mine if master_dtype in (None, whole.dtype) else mine.to(master_dtype)
-        flat = _Flat(bucket, parameters, whole, nn.Parameter(master))
-        if self.stage < 2:
-            flat.gradients = torch.zeros_like(whole)
-        return flat
+    def _flatten(
+        self,
+        named: Mapping[str, nn.Parameter],
+        *,
+        group_of: Callable[[str, nn.Parameter], Hashable],
+        bucket_bytes: int | None,
+        **options: Any,
+    ) -> list[Flat]:
+        """In the order in which a backward finds gradients; without `bucket_bytes` one for each kind."""
 
-    def _mine(self, whole: Tensor) -> Tensor:
-        return whole.chunk(self.owners.size)[self.owners.rank]
+        # Each shared parameter is a bucket of its own: whatever else a stage holds, its shard is the same part of it.
+        def kind_of(name: str, p: nn.Parameter) -> Hashable:
+            return group_of(name, p), p.dtype, p.device, p.requires_grad, name if name in self._shared_with else None
+
+        size = max((p.element_size() for p in named.values()), default=1)
+        numel = sum(p.numel() for p in named.values())
+        buckets = buckets_of(
+            ((name, tuple(p.shape), kind_of(name, p)) for name, p in named.items()),
+            max(1, numel if bucket_bytes is None else bucket_bytes // size),
+            self.owners.size,
+        )
+        return [
+            Flat(bucket, [named[piece.name] for piece in bucket.pieces], self.owners, **options) for bucket in buckets
+        ]
+
+    def _check_whole(self, module: nn.Module, *_: Any) -> None:
+        if not self._units.all_here():
+            raise RuntimeError(
+                f"llmsys.parallel.Zero: the state of a {type(module).__name__} whose parameters are in parts, expected "
+                "to be read within `with zero.whole():`, or loaded within `with zero.whole(write=True):`"
+            )
+
+    # ---- for the optimizer, and other readers ----
 
     def shards(self, group: Hashable = None) -> list[nn.Parameter]:
         """What an optimizer updates on this rank, of the parameters that `group_of` put into `group`."""
-        return [flat.shard for flat in self._flats if flat.bucket.kind[0] == group]  # type: ignore[index]
+        return [flat.shard for flat in self._flats if flat.group == group]
 
     def gradients(self) -> Iterator[tuple[Piece, int, Tensor]]:
         """Of each parameter, from which element on this rank's shard has its gradient, and that; after `reduce`."""
         for flat in self._flats:
             assert flat.shard.grad is not None
-            begin = self.owners.rank * flat.shard.numel()
-            for piece in flat.bucket.pieces:
-                first, end = (min(max(at - begin, 0), flat.shard.numel()) for at in (piece.start, piece.end))
-                yield piece, begin + first - piece.start, flat.shard.grad[first:end]
+            for piece, start, place in flat.owned():
+                yield piece, start, flat.shard.grad[place]
 
     def holders(self, name: str) -> int:
         """How many pipeline stages hold this parameter."""
-        return 1 + any(flat.bucket.pieces[0].name == name for flat, _ in self._shared)
+        return 2 if name in self._shared_with else 1
+
+    @contextmanager
+    def whole(self, *, write: bool = False) -> Iterator[None]:
+        """Parameters are whole, for `state_dict`, say; with `write`, shards and masters take what is written to them.
+
+        Every rank must come here.
+        """
+        with self._units.all():
+            yield
+            if write:
+                for flat in self._all:
+                    flat.take_written()
+
+    # ---- a step ----
 
     @contextmanager
     def accumulating(self) -> Iterator[None]:
         """A backward before the last one of a step: in stages 0 and 1 it sends nothing."""
-        self._accumulating = self.stage < 2
+        with self._postponing(self.stage < 2):
+            yield
+
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """A backward of which another part follows, outside of this: no stage reduces before. Gradients stay whole."""
+        with self._postponing(True):
+            yield
+
+    @contextmanager
+    def _postponing(self, postponed: bool) -> Iterator[None]:
+        before = self._postponed
+        self._postponed = before or postponed
         try:
             yield
         finally:
-            self._accumulating = False
+            self._postponed = before
 
     def reduce(self) -> None:
         """Wait for the mean of the gradients, which is then in `.grad` of the shards."""
         for flat in self._flats:
-            self._finish(flat)
-        for flat, stage in self._shared:
-            assert flat.shard.grad is not None
-            collectives.sum_with(flat.shard.grad, self.mesh.pp, stage)
+            flat.finish_reduce()
+        self._reducing.clear()
+        if all(flat.total is None for flat in self._flats):
+            raise RuntimeError(
+                f"llmsys.parallel.Zero.reduce: no gradients that stage {self.stage} reduced, expected a backward since "
+                "`gather` or construction, the last one outside of `accumulating()` and `holding()`"
+            )
+        for pending in [flat.start_copies() for flat in self._flats]:
+            pending.wait()
+        for flat in self._flats:
+            flat.finish(self.mesh.data.size)
+        shared = {flat.first_name: flat for flat in self._flats if flat.first_name in self._shared_with}
+        for name in sorted(shared):
+            grad = shared[name].shard.grad
+            assert grad is not None
+            collectives.sum_with(grad, self.mesh.pp, self._shared_with[name])
+        self._closed = True
 
     def gather(self) -> None:
         """After the optimizer's step: every rank gets what the others updated, and gradients begin at zero."""
-        pending = []
+        if self.stage == 3:
+            self._units.refresh()
+        else:
+            for flat in self._flats:
+                flat.start_gather()
         for flat in self._flats:
-            mine = self._mine(flat.whole)
-            if flat.shard.data_ptr() != mine.data_ptr():
-                mine.copy_(flat.shard.data)
-            pending.append(collectives.start_all_gather(mine, self.owners))
-        for flat, work in zip(self._flats, pending, strict=True):
-            if self.owners.size > 1:
-                flat.whole.copy_(work.wait())
-            flat.shard.grad = None
-            if flat.gradients is not None:
-                flat.gradients.zero_()
-        self._begin()
+            flat.finish_gather()
+            flat.begin()
+        self._closed, self._backward = False, -1
 
     # ---- during backward ----
 
-    def _begin(self) -> None:
-        """Gradients accumulate where they are to be reduced."""
-        self._await()
-        for flat in self._flats:
-            for piece, parameter in zip(flat.bucket.pieces, flat.parameters, strict=True):
-                if flat.gradients is not None:
-                    parameter.grad = flat.gradients[piece.start : piece.end].view(piece.shape)
+    def _notice(self) -> None:
+        """The first call of a backward asks for one at its end, and sees what it will find."""
+        backward = torch._C._current_graph_task_id()  # type: ignore[attr-defined]
+        if backward == self._backward:
+            return
+        if self._backward >= 0:
+            raise RuntimeError(
+                "llmsys.parallel.Zero: a backward within one that has not ended, expected torch.utils.checkpoint with "
+                "use_reentrant=False; after one that failed, `gather` begins anew"
+            )
+        if self._closed:
+            raise RuntimeError(
+                f"llmsys.parallel.Zero: a backward after the gradients of stage {self.stage} were reduced, expected "
+                "`gather` before it, or earlier ones of a step under `accumulating()`"
+            )
+        self._backward = backward
+        torch.autograd.Variable._execution_engine.queue_callback(self._end)  # type: ignore[attr-defined]
+        if not self._postponed:
+            for flat in self._flats:
+                flat.await_gradients()
+            # A unit that no rank came to has nothing to reduce.
+            found = [part for part in self._parts if any(flat.missing or flat.gradients is not None for flat in part)]
+            self._queue = deque(flat for part in found for flat in part)
 
-    def _found(self, flat: _Flat, index: int, parameter: nn.Parameter) -> None:
-        """A parameter's gradient is complete. The first one of a backward asks for a call at its end."""
-        backward = torch._C._current_graph_task_id()
-        if backward != self._backward:
-            self._backward = backward
-            torch.autograd.Variable._execution_engine.queue_callback(self._end)  # type: ignore[attr-defined]
-        flat.missing.discard(index)
-        if not self._accumulating:
-            while self._next < len(self._flats) and not self._flats[self._next].missing:
-                self._start(self._flats[self._next])
+    def _found(self, flat: Flat, index: int, parameter: nn.Parameter) -> None:
+        """A parameter's gradient is complete."""
+        self._notice()
+        flat.add(index)
+        if not self._postponed:
+            flat.missing.discard(index)
+            while self._queue and not self._queue[0].missing:
+                self._start()
 
     def _end(self) -> None:
         """What no gradient came for this time has none: ranks must reduce the same buckets all the same."""
-        if not self._accumulating:
-            while self._next < len(self._flats):
-                self._start(self._flats[self._next])
-        self._await()
+        if not self._postponed:
+            while self._queue:
+                self._start()
+            self._closed = self.stage < 2
+        self._backward = -1
+        self._units.end()
 
-    def _await(self) -> None:
-        """Ready for a backward, which has found nothing yet."""
-        self._next = 0  # bucket to reduce
-        for flat in self._flats:
-            flat.missing = set(range(len(flat.parameters)))
+    def _start(self) -> None:
+        flat = self._queue.popleft()
+        flat.start_reduce()
+        self._reducing.append(flat)
+        if len(self._reducing) > MAX_REDUCING:
+            self._reducing.popleft().finish_reduce()
 
-    def _start(self, flat: _Flat) -> None:
-        self._next += 1
-        self._finish(flat)
-        found = flat.gradients if flat.gradients is not None else self._collected(flat)
-        flat.pending = collectives.start_reduce_scatter(found.div(self.mesh.data.size), self.owners)
 
-    def _collected(self, flat: _Flat) -> Tensor:
-        """Stage 2: this backward's gradients, flat, which then live there no more."""
-        found = torch.zeros_like(flat.whole)
-        for piece, parameter in zip(flat.bucket.pieces, flat.parameters, strict=True):
-            if parameter.grad is not None:
-                found[piece.start : piece.end].view(piece.shape).copy_(parameter.grad)
-                parameter.grad = None
-        return found
-
-    def _finish(self, flat: _Flat) -> None:
-        if flat.pending is None:
-            return
-        found = collectives.all_reduce(flat.pending.wait().contiguous(), self.copies).to(flat.shard.dtype)
-        flat.pending = None
-        if self.stage < 2 or flat.shard.grad is None:
-            flat.shard.grad = found
-        else:
-            flat.shard.grad += found
+def _split(named: Mapping[str, nn.Parameter], units: Sequence[nn.Module]) -> list[dict[str, nn.Parameter]]:
+    """What comes before all units, each one's parameters, and what else there is; each parameter once."""
+    place = {parameter: i for i, unit in reversed([*enumerate(units, 1)]) for parameter in unit.parameters()}
+    parts: list[dict[str, nn.Parameter]] = [{} for _ in range(len(units) + 2)]
+    for name, parameter in named.items():
+        first = not any(parts[1:])
+        parts[place.get(parameter, 0 if first else -1)][name] = parameter
+    return parts

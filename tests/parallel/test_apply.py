@@ -35,10 +35,12 @@ def alone():
     return torch.stack(losses).detach(), torch.stack(norms), model.state_dict()
 
 
-def in_parts(sizes, zero, micros, sequence_parallel):
+def in_parts(sizes, zero, micros, sequence_parallel, options):
     mesh = connect(**sizes)
     model = GPT2(SHAPE, dtype=torch.float64)
-    parallel = parallelize(model, PLAN, mesh, zero=zero, sequence_parallel=sequence_parallel, bucket_bytes=2000)
+    parallel = parallelize(
+        *(model, PLAN, mesh), zero=zero, sequence_parallel=sequence_parallel, bucket_bytes=2000, **options
+    )
     adamw, losses, norms = torch.optim.AdamW(parallel.shards(), lr=1e-2), [], []
     for batch in batches():
         tokens, targets = batch.chunk(mesh.data.size, 1)[mesh.data.rank]
@@ -46,17 +48,27 @@ def in_parts(sizes, zero, micros, sequence_parallel):
         norms.append(parallel.clip_grad_norm(MAX_NORM))
         adamw.step()
         parallel.gather()
-    return torch.stack(losses), torch.stack(norms), model.state_dict(), parallel.cut
+    with parallel.whole():
+        weights = {name: weight.clone() for name, weight in model.state_dict().items()}
+    return torch.stack(losses), torch.stack(norms), weights, parallel.cut
 
 
 @pytest.mark.parametrize(
-    "sizes, zero, micros, sequence_parallel",
-    [({"pp": 2, "tp": 2}, 1, 4, True), ({"pp": 4}, 0, 4, False), ({"pp": 2, "tp": 2, "dp": 2}, 2, 2, True)],
+    "sizes, zero, micros, sequence_parallel, options",
+    [
+        ({"pp": 2, "tp": 2}, 1, 4, True, {"schedule": "zb_h1", "overlap_chunks": 2}),
+        ({"pp": 4}, 0, 4, False, {}),
+        ({"tp": 2}, 0, 2, True, {"overlap_chunks": 2, "recompute": "selective"}),
+        ({"tp": 2}, 0, 1, False, {"overlap_chunks": 3, "recompute": "full"}),
+        ({"pp": 2, "tp": 2, "dp": 2}, 2, 2, True, {}),
+        ({"pp": 2, "dp": 2}, 3, 2, False, {"recompute": "full"}),
+        ({"dp": 2}, 3, 2, False, {"recompute": "selective"}),
+    ],
     ids=str,
 )
-def test_gpt2_equals_one_process(sizes, zero, micros, sequence_parallel):
+def test_gpt2_equals_one_process(sizes, zero, micros, sequence_parallel, options):
     losses, norms, weights = alone()
-    found = run(Mesh(**sizes).size, in_parts, sizes, zero, micros, sequence_parallel)
+    found = run(Mesh(**sizes).size, in_parts, sizes, zero, micros, sequence_parallel, options)
     torch.testing.assert_close(torch.stack([each[0] for each in found]).mean(0), losses, **TOLERANCE)
     for _, their_norms, theirs, cut in found:
         torch.testing.assert_close(their_norms, norms, **TOLERANCE)

@@ -49,7 +49,9 @@ def in_parts(sizes, schedule, zero, micros, sequence_parallel):
         norms.append(parallel.clip_grad_norm(MAX_NORM))
         adamw.step()
         parallel.gather()
-    return torch.stack(losses), torch.stack(norms), model.state_dict(), parallel.cut
+    with parallel.whole():
+        weights = {name: weight.clone() for name, weight in model.state_dict().items()}
+    return torch.stack(losses), torch.stack(norms), weights, parallel.cut
 
 
 # Sizes, schedule, ZeRO stage, microbatches, sequence parallel: every pair of what there is, and all of it on 8 ranks.
@@ -63,10 +65,18 @@ CASES = [
     ({"pp": 2, "tp": 2}, "interleaved_1f1b", 2, 4, True),
     ({"pp": 2, "tp": 2}, "gpipe", 1, 2, False),
     ({"tp": 2, "dp": 4, "shard": 2}, "1f1b", 2, 2, True),
+    ({"tp": 2, "dp": 2}, "1f1b", 3, 2, True),
+    ({"pp": 2, "dp": 2}, "interleaved_1f1b", 3, 4, False),
+    ({"pp": 4}, "1f1b", 3, 8, False),
+    ({"pp": 2, "tp": 2}, "gpipe", 3, 2, True),
+    ({"dp": 4, "shard": 2}, "gpipe", 3, 2, False),
+    ({"pp": 2, "tp": 2, "dp": 2}, "1f1b", 3, 4, True),
     ({"pp": 2, "tp": 2, "dp": 2}, "1f1b", 2, 4, True),
     ({"pp": 2, "tp": 2, "dp": 2}, "interleaved_1f1b", 1, 2, True),
     ({"pp": 2, "dp": 2}, "zb_v", 2, 4, False),
     ({"pp": 2, "tp": 2, "dp": 2}, "zb_h1", 1, 4, True),
+    ({"pp": 2, "dp": 2}, "zb_v", 3, 4, False),
+    ({"pp": 2, "tp": 2, "dp": 2}, "zb_h2", 3, 4, True),
     ({"pp": 4, "tp": 2}, "zb_h2", 0, 4, True),
 ]
 

@@ -48,7 +48,7 @@ def shared(shape, sizes, stage, micros, bucket_bytes, unused):
     model.blocks[0].mlp.up.weight.requires_grad_(False)
     if unused:
         model.unused = torch.nn.Parameter(torch.ones(7, dtype=torch.float64))
-    zero = Zero(model, mesh, stage=stage, bucket_bytes=bucket_bytes, group_of=decay_of)
+    zero = Zero(model, mesh, stage=stage, units=model.blocks, bucket_bytes=bucket_bytes, group_of=decay_of)
     adamw, losses = optimizer([(decay, zero.shards(decay)) for decay in (0.0, 0.1)]), []
     held = sum(shard.numel() for decay in (0.0, 0.1) for shard in zero.shards(decay))
     for batch in batches():
@@ -66,13 +66,14 @@ def shared(shape, sizes, stage, micros, bucket_bytes, unused):
         adamw.step()
         zero.gather()
         losses.append(total)
-    return losses, model.state_dict(), held
+    with zero.whole():
+        return losses, {name: weight.clone() for name, weight in model.state_dict().items()}, held
 
 
 LAYOUTS = [{"dp": 2}, {"dp": 3}, {"dp": 4, "shard": 2}, {"dp": 2, "cp": 2}]
 CASES = [
-    *itertools.product([TIED], LAYOUTS, [0, 1, 2], [1], [400], [False]),
-    *itertools.product([SHAPE], [{"dp": 2}], [0, 1, 2], [2, 3], [1, 1 << 20], [True]),
+    *itertools.product([TIED], LAYOUTS, [0, 1, 2, 3], [1], [400], [False]),
+    *itertools.product([SHAPE], [{"dp": 2}], [0, 1, 2, 3], [2, 3], [1, 1 << 20], [True]),
 ]
 
 
@@ -120,7 +121,7 @@ def test_traffic_of_copies():
 
 
 def test_errors():
-    with pytest.raises(ValueError, match="stage=4, expected 0, 1 or 2"):
+    with pytest.raises(ValueError, match="stage=4, expected 0, 1, 2 or 3"):
         Zero(torch.nn.Linear(2, 2), Mesh(), stage=4)
     with pytest.raises(ValueError, match="no parameter asks for a gradient"):
         Zero(torch.nn.ReLU(), Mesh(), stage=1)

@@ -1,0 +1,178 @@
+"""The tensors of one bucket on this rank: its parameters, their gradients, and the part of both that it owns."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
+
+from llmsys.parallel import collectives
+from llmsys.parallel.buckets import Bucket, Piece
+from llmsys.parallel.collectives import Pending
+from llmsys.parallel.mesh import Axis
+
+
+class Flat:
+    """A bucket, whose parameters become views of one tensor.
+
+    whole        the parameters; without storage while they are freed
+    shard        what an optimizer updates: this rank's part of `whole`, or what that part is rounded from
+    gradients    the sum of what this rank's backwards found and nobody reduced yet; None where there is none
+    total        this rank's part of the sum over `owners` of what was reduced; None where there is none
+
+    keeps_gradients   whether `gradients` stay, and `total` is written into them; else a reduction uses them up
+    """
+
+    def __init__(
+        self,
+        bucket: Bucket,
+        parameters: Sequence[nn.Parameter],
+        owners: Axis,
+        copies: Axis,
+        *,
+        keeps_whole: bool,
+        keeps_gradients: bool,
+        master_dtype: torch.dtype | None,
+        reduce_dtype: torch.dtype | None,
+    ):
+        self.bucket, self.parameters, self.owners, self.copies = bucket, list(parameters), owners, copies
+        self.keeps_gradients = keeps_gradients
+        self.whole = parameters[0].new_zeros(bucket.size, requires_grad=False)
+        for view, parameter in zip(self._views(self.whole), parameters, strict=True):
+            view.copy_(parameter.data)
+            parameter.data = view
+        part = self.part_of(self.whole)
+        self.trained = parameters[0].requires_grad
+        shard = part.to(master_dtype if master_dtype and self.trained else part.dtype, copy=not keeps_whole)
+        self.shard = nn.Parameter(shard, requires_grad=self.trained)
+        self.gradient_dtype = reduce_dtype or part.dtype
+        self.gradients: Tensor | None = None
+        self.total: Tensor | None = None
+        self.missing: set[int] = set()  # of parameters, whose gradients this backward has yet to find
+        # Held here, autograd's node of each parameter stays the same.
+        self._nodes = [get_gradient_edge(parameter).node for parameter in parameters if self.trained]
+        self._gathering: Pending | None = None
+        self._reducing: Pending | None = None
+        self.begin()
+        if not keeps_whole:
+            self.free()
+
+    @property
+    def group(self) -> Hashable:
+        return self.bucket.kind[0]  # type: ignore[index]
+
+    @property
+    def first_name(self) -> str:
+        return self.bucket.pieces[0].name
+
+    def part_of(self, whole: Tensor) -> Tensor:
+        """What this rank owns of a tensor like `whole`."""
+        return whole.chunk(self.owners.size)[self.owners.rank]
+
+    def owned(self) -> Iterator[tuple[Piece, int, slice]]:
+        """Each parameter, from which of its elements on this rank owns some, and where these lie in the shard."""
+        begin = self.owners.rank * self.shard.numel()
+        for piece in self.bucket.pieces:
+            first, end = (min(max(at - begin, 0), self.shard.numel()) for at in (piece.start, piece.end))
+            yield piece, begin + first - piece.start, slice(first, end)
+
+    def _views(self, whole: Tensor) -> list[Tensor]:
+        return [whole[piece.start : piece.end].view(piece.shape) for piece in self.bucket.pieces]
+
+    # ---- parameters ----
+
+    def start_gather(self) -> None:
+        """Every rank's shard on its way into `whole`, which has its storage again."""
+        self.whole.untyped_storage().resize_(self.whole.nbytes)
+        part = self.shard.detach()
+        if part.dtype != self.whole.dtype:
+            part = self.part_of(self.whole).copy_(part)
+        self._gathering = collectives.start_all_gather_into(self.whole, part, self.owners)
+
+    def finish_gather(self) -> None:
+        if self._gathering is not None:
+            self._gathering.wait()
+            self._gathering = None
+
+    def free(self) -> None:
+        """`whole` and the parameters keep their shapes alone."""
+        self.finish_gather()
+        self.whole.untyped_storage().resize_(0)
+
+    def take_written(self) -> None:
+        """The shard becomes what was written into the parameters."""
+        self.shard.data.copy_(self.part_of(self.whole))
+
+    # ---- gradients ----
+
+    def begin(self) -> None:
+        """No gradient yet. Those that stay accumulate where they will be reduced, if that is of their dtype."""
+        self.finish_reduce()
+        self.shard.grad = self.total = None
+        if not (self.keeps_gradients and self.trained):
+            self.gradients = None
+            return
+        if self.gradients is None:
+            self.gradients = torch.zeros_like(self.whole, dtype=self.gradient_dtype)
+        self.gradients.zero_()
+        if self.gradients.dtype == self.whole.dtype:
+            for view, parameter in zip(self._views(self.gradients), self.parameters, strict=True):
+                parameter.grad = view
+
+    def await_gradients(self) -> None:
+        """What the backward that is going on will find."""
+        execute = torch._C._will_engine_execute_node  # type: ignore[attr-defined]
+        self.missing = {index for index, node in enumerate(self._nodes) if execute(node)}
+
+    def add(self, index: int) -> None:
+        """What a backward left in a parameter's `.grad` goes to `gradients`, if it is not there."""
+        parameter, piece = self.parameters[index], self.bucket.pieces[index]
+        assert parameter.grad is not None
+        if self.gradients is None:
+            self.gradients = torch.zeros(self.bucket.size, dtype=self.gradient_dtype, device=parameter.grad.device)
+        view = self.gradients[piece.start : piece.end].view(piece.shape)
+        if view.data_ptr() != parameter.grad.data_ptr():
+            view += parameter.grad
+            parameter.grad = None
+
+    def start_reduce(self) -> None:
+        """The sum of what was found on its way; of zeros if nothing was, since all ranks reduce the same buckets."""
+        self.finish_reduce()
+        found = self.gradients
+        if found is None:
+            found = torch.zeros(self.bucket.size, dtype=self.gradient_dtype, device=self.shard.device)
+        if self._whole_at_once:
+            self._reducing = collectives.start_all_reduce(found, self.copies)
+            return
+        in_place = self.keeps_gradients or self.owners.size == 1
+        out = self.part_of(found) if in_place else found.new_empty(self.shard.numel())
+        self._reducing = collectives.start_reduce_scatter_into(out, found, self.owners)
+        if not self.keeps_gradients:
+            self.gradients = None
+
+    @property
+    def _whole_at_once(self) -> bool:
+        """Nothing to scatter, and one reduction a step: it goes over the copies at once."""
+        return self.keeps_gradients and self.owners.size == 1
+
+    def finish_reduce(self) -> None:
+        if self._reducing is None:
+            return
+        found, self._reducing = self._reducing.wait(), None
+        self.total = found if self.total is None or self.keeps_gradients else self.total.add_(found)
+
+    def start_copies(self) -> Pending:
+        """The sum over the copies of this shard, if it is not there yet."""
+        total = self.total
+        if total is None:
+            total = self.total = torch.zeros_like(self.shard, dtype=self.gradient_dtype, requires_grad=False)
+        if self._whole_at_once:
+            return Pending("all_reduce", self.copies, None, lambda: total)
+        return collectives.start_all_reduce(total, self.copies)
+
+    def finish(self, num_ranks: int) -> None:
+        """The mean becomes the shard's gradient."""
+        assert self.total is not None
+        self.shard.grad, self.total = self.total.div_(num_ranks).to(self.shard.dtype), None
