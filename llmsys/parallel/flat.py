@@ -44,7 +44,7 @@ class Flat:
         self.bucket, self.parameters, self.owners, self.copies = bucket, list(parameters), owners, copies
         self.keeps_gradients = keeps_gradients
         self.whole = parameters[0].new_zeros(bucket.size, requires_grad=False)
-        views = self._views(self.whole)
+        views = [self._view(self.whole, index) for index in range(len(parameters))]
         if fill is not None:
             fill({piece.name: view for piece, view in zip(bucket.pieces, views, strict=True)})
         for view, parameter in zip(views, parameters, strict=True):
@@ -92,8 +92,10 @@ class Flat:
             first, end = (min(max(at - begin, 0), self.shard.numel()) for at in (piece.start, piece.end))
             yield piece, begin + first - piece.start, slice(first, end)
 
-    def _views(self, whole: Tensor) -> list[Tensor]:
-        return [whole[piece.start : piece.end].view(piece.shape) for piece in self.bucket.pieces]
+    def _view(self, whole: Tensor, index: int) -> Tensor:
+        """The parameter's place in a tensor like `whole`."""
+        piece = self.bucket.pieces[index]
+        return whole[piece.start : piece.end].view(piece.shape)
 
     # ---- parameters ----
 
@@ -150,7 +152,7 @@ class Flat:
         if self.gradients is None:
             self.gradients = self.whole.new_empty(self.bucket.size, dtype=self.gradient_dtype)
             self._blank = set(range(len(self.parameters)))
-        view = self._views(self.gradients)[index]
+        view = self._view(self.gradients, index)
         if view.data_ptr() == parameter.grad.data_ptr():
             return
         if index in self._blank:
@@ -169,7 +171,7 @@ class Flat:
         else:
             found = self.gradients
             for index in self._blank:
-                self._views(found)[index].zero_()
+                self._view(found, index).zero_()
             found[self.bucket.numel :].zero_()
         if self._whole_at_once:
             self._reducing = collectives.start_all_reduce(found, self.copies)
