@@ -18,22 +18,31 @@ def recompute(model: nn.Module, patterns: Iterable[str]) -> list[str]:
     The names of the modules; random numbers are drawn again as they were. Hooks of the modules do not run again, those
     of modules in them do.
     Cost       a forward more of each
-    Errors     ValueError for a pattern that matches no module
+    Errors     of `matched`
     Source     Chen et al. 2016, arXiv:1604.06174
+    """
+    found = matched(model, patterns)
+    for name in found:
+        module = model.get_submodule(name)
+        module.forward = partial(_again, module.forward)  # type: ignore[method-assign]
+    return found
+
+
+def matched(model: nn.Module, patterns: Iterable[str]) -> list[str]:
+    """The names of the modules that match.
+
+    Errors     ValueError for a pattern that matches no module
     """
     names = [name for name, _ in model.named_modules() if name]
     found: list[str] = []
     for pattern in patterns:
-        matched = [name for name in names if fnmatchcase(name, pattern)]
-        if not matched:
+        new = [name for name in names if fnmatchcase(name, pattern)]
+        if not new:
             raise ValueError(
                 f"llmsys.memory.recompute: {pattern!r} matches no module of {type(model).__name__}, expected a pattern "
                 f"of names such as {names[-1] if names else ''!r}"
             )
-        found += [name for name in matched if name not in found]
-    for name in found:
-        module = model.get_submodule(name)
-        module.forward = partial(_again, module.forward)  # type: ignore[method-assign]
+        found += [name for name in new if name not in found]
     return found
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from llmsys import memory
+from llmsys.memory.recompute import matched
 from llmsys.parallel import tensor
 from llmsys.parallel.grad_norm import clip_grad_norm
 from llmsys.parallel.mesh import Mesh
@@ -33,13 +34,30 @@ class Parallel:
     who goes on from a checkpoint sets it. Microbatches are numbered over all ranks of dp, one rank's in a row.
     """
 
-    def __init__(self, model: nn.Module, mesh: Mesh, pipeline: Pipeline, cut: Mapping[str, Shard], zero: Zero):
+    def __init__(
+        self,
+        model: nn.Module,
+        mesh: Mesh,
+        pipeline: Pipeline,
+        cut: Mapping[str, Shard],
+        zero: Zero,
+        sequence_parts: int,
+    ):
         self.model, self.mesh, self.pipeline, self.cut, self.zero = model, mesh, pipeline, cut, zero
         self.shards, self.gather, self.step, self.whole = zero.shards, zero.gather, zero.step, zero.whole
-        self.num_steps = 0
+        self.num_steps, self.sequence_parts = 0, sequence_parts
 
     def backward(self, micros: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-        """Mean loss of this rank's microbatches (tokens, targets), which all ranks of pp and tp are given alike."""
+        """Mean loss of this rank's microbatches (tokens, targets), which all ranks of pp and tp are given alike.
+
+        Errors     ValueError for a sequence that sequence parallelism does not cut into equal parts
+        """
+        for tokens, _ in micros:
+            if tokens.shape[-1] % self.sequence_parts:
+                raise ValueError(
+                    f"llmsys.parallel.backward: tokens of shape {tuple(tokens.shape)}, expected sequences whose length "
+                    f"is a multiple of the {self.sequence_parts} ranks of {self.mesh.tp}, with sequence_parallel"
+                )
         first, at = self.mesh.dp.rank * len(micros), getattr(self.model, "at", lambda step, micro: None)
         loss = self.pipeline.step(
             micros,
@@ -94,18 +112,17 @@ def parallelize(
     Errors     ValueError for a plan or a layout that does not fit the model, of the part that found it; for a model on
                the meta device without seed or fill, or another with them
     """
+    # What does not fit the whole model is an error on every rank, whatever part of the model it is in.
+    styles, again = _read(plan, model, mesh, recompute)
     pipeline = Pipeline(
         *(model, plan["stages"], mesh.pp), schedule=schedule, chunks_per_stage=chunks_per_stage, costs=costs
     )
-    cut = tensor.cut(model, plan["tensor"], mesh.tp)
+    here = {name for name, _ in model.named_modules()}
+    styles = {name: style for name, style in styles.items() if name in here}
+    cut = tensor.cut(model, styles, mesh.tp)
     initial = _initial(model, cut, device, seed, fill)
-    tensor.hook(
-        *(model, plan["tensor"], mesh.tp, cut), sequence_parallel=sequence_parallel, overlap_chunks=overlap_chunks
-    )
-    patterns = {"none": [], "selective": plan.get("recompute", []), "full": pipeline.names}
-    if recompute not in patterns:
-        raise ValueError(f"llmsys.parallel.parallelize: recompute={recompute!r}, expected one of {', '.join(patterns)}")
-    memory.recompute(model, patterns[recompute])
+    tensor.hook(*(model, styles, mesh.tp, cut), sequence_parallel=sequence_parallel, overlap_chunks=overlap_chunks)
+    memory.recompute(model, [name for name in again if name in here])
     flat = Zero(
         *(model, mesh),
         stage=zero,
@@ -120,7 +137,20 @@ def parallelize(
     )
     if initial is not None:
         _fill_rest(model, initial)
-    return Parallel(model, mesh, pipeline, cut, flat)
+    return Parallel(model, mesh, pipeline, cut, flat, mesh.tp.size if sequence_parallel else 1)
+
+
+def _read(plan: Mapping[str, Any], model: nn.Module, mesh: Mesh, recompute: str) -> tuple[dict[str, str], list[str]]:
+    """How each module of the whole model is cut, and those that backward computes again."""
+    where = "llmsys.parallel.parallelize"
+    for part in ("tensor", "stages"):
+        if part not in plan:
+            raise ValueError(f"{where}: a plan of {', '.join(plan) or 'nothing'}, expected one that says {part!r}")
+    blocks = [name for name, _ in model.named_modules() if name.rpartition(".")[0] == plan["stages"]]
+    patterns = {"none": [], "selective": plan.get("recompute", []), "full": blocks}
+    if recompute not in patterns:
+        raise ValueError(f"{where}: recompute={recompute!r}, expected one of {', '.join(patterns)}")
+    return tensor.check(model, plan["tensor"], mesh.tp), matched(model, patterns[recompute])
 
 
 def _initial(

@@ -52,7 +52,8 @@ class Pipeline:
     Traffic    of a microbatch, its activations from each chunk to the next on another stage, and as much back
     Where the schedule has gradients of weights wait (W), they are those of `torch.nn.Linear`, which here runs as
     `llmsys.linear`, and of llmsys's `linear` and `mlp`; of other layers B makes both.
-    Errors     ValueError for a schedule that is not one, or more chunks than blocks
+    Errors     ValueError for a schedule that is not one, more chunks than blocks, blocks that are no list of the model,
+               or another number of costs
     """
 
     def __init__(
@@ -73,8 +74,13 @@ class Pipeline:
         self.split = SCHEDULES[schedule].split
         self.stages = [SCHEDULES[schedule].stage_of(chunk, axis.size) for chunk in range(self.num_chunks)]
         self.channels = Channels(axis, self.stages)
-        every = list(model.get_submodule(blocks))
-        runs = balanced([1.0] * len(every) if costs is None else costs, self.num_chunks)
+        every = _blocks(model, blocks)
+        costs = [1.0] * len(every) if costs is None else costs
+        if len(costs) != len(every):
+            raise ValueError(
+                f"llmsys.parallel.Pipeline: {len(costs)} costs of {len(every)} blocks, expected one for each"
+            )
+        runs = balanced(costs, self.num_chunks)
         own = {chunk: runs[chunk] for chunk in range(self.num_chunks) if self.stages[chunk] == axis.rank}
         self.blocks: dict[int, list[nn.Module]] = {chunk: [every[i] for i in run] for chunk, run in own.items()}
         setattr(model, blocks, nn.ModuleDict({str(i): every[i] for run in own.values() for i in run}))
@@ -109,8 +115,8 @@ class Pipeline:
         Gradients are added to what is there. Every backward but this stage's last one runs under `accumulating()`;
         where it is split, its first part, B, under `holding()`. `before(micro)` is called before each forward.
         """
-        self.channels.open(micros[0][0].device)
         actions = orders(self.schedule, self.axis.size, len(micros), self.chunks_per_stage)[self.axis.rank]
+        self.channels.open(micros[0][0].device)
         ends = "W" if self.split else "B"
         left = sum(action.kind == ends for action in actions)
         graphs: dict[Action, _Graph] = {}  # by the forward
@@ -136,9 +142,10 @@ class Pipeline:
     @torch.no_grad()
     def evaluate(self, micros: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         """The loss that `step` gives, without gradients."""
+        actions = orders(self.schedule, self.axis.size, len(micros), self.chunks_per_stage)[self.axis.rank]
         self.channels.open(micros[0][0].device)
         losses: list[Tensor] = []
-        for action in orders(self.schedule, self.axis.size, len(micros), self.chunks_per_stage)[self.axis.rank]:
+        for action in actions:
             if action.kind != "F":
                 continue
             tokens, targets = micros[action.micro]
@@ -193,6 +200,16 @@ class Pipeline:
     def _mean(self, losses: list[Tensor], micros: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         mean = torch.stack(losses).double().mean() if losses else torch.zeros((), dtype=torch.float64)
         return collectives.broadcast(mean.to(micros[0][0].device), self.axis, self.stages[-1])
+
+
+def _blocks(model: nn.Module, name: str) -> list[nn.Module]:
+    lists = [name for name, module in model.named_modules() if isinstance(module, (nn.ModuleList, nn.Sequential))]
+    if name not in lists:
+        raise ValueError(
+            f"llmsys.parallel.Pipeline: blocks {name!r}, expected a list of modules of {type(model).__name__}, "
+            f"{' or '.join(lists) or 'which has none'}"
+        )
+    return list(model.get_submodule(name))  # type: ignore[call-overload]
 
 
 def _let_weights_wait(model: nn.Module) -> None:

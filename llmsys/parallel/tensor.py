@@ -68,28 +68,36 @@ def cut(model: nn.Module, plan: Mapping[str, str], axis: Axis) -> dict[str, Shar
     Errors     ValueError for a style that is not one, a pattern that matches no module, or a size that the axis does
                not cut into equal parts
     """
+    styles = check(model, plan, axis)
     if axis.size == 1:
         return {}
-    styles = _matched(model, plan)
-    _regions(model, styles)
     shards: dict[str, Shard] = {}
     for name, style in styles.items():
         module: Any = model.get_submodule(name)
-        unit = _unit(model, styles, name)
-        found: dict[str, Shard] = {}
-        for kind, parameter in list(module.named_parameters(recurse=False)):
-            shard = shard_of(f"{name}.{kind}", style, module, unit, parameter, axis)
-            if shard is not None:
-                found[kind] = shard
-                part = shard.of(parameter.data).clone(memory_format=torch.contiguous_format)
-                module.register_parameter(kind, nn.Parameter(part, parameter.requires_grad))
+        found = _shards(model, styles, name, axis)
+        for kind, shard in found.items():
+            parameter = module.get_parameter(kind)
+            part = shard.of(parameter.data).clone(memory_format=torch.contiguous_format)
+            module.register_parameter(kind, nn.Parameter(part, parameter.requires_grad))
         if style in ("column", "heads") and hasattr(module, "sizes"):
             module.sizes = tuple(length for _, length, _ in found["weight"].slices)
             parent: Any = model.get_submodule(name.rpartition(".")[0])
             if hasattr(parent, "first_head"):
-                parent.first_head = found["weight"].slices[0].start // unit
+                parent.first_head = found["weight"].slices[0].start // _unit(model, styles, name)
         shards |= {f"{name}.{kind}": shard for kind, shard in found.items()}
     return shards
+
+
+def check(model: nn.Module, plan: Mapping[str, str], axis: Axis) -> dict[str, str]:
+    """The style of each module, by name: a plan that `cut` and `hook` take of any part of `model`. Nothing is changed.
+
+    Errors     of `cut`
+    """
+    styles = _matched(model, plan)
+    _regions(model, styles)
+    for name in styles:
+        _shards(model, styles, name, axis)
+    return styles
 
 
 def hook(
@@ -191,6 +199,16 @@ def _unit(model: nn.Module, styles: Mapping[str, str], name: str) -> int:
     beside = {style for other, style in styles.items() if other.rpartition(".")[0] == parent}
     by_heads = styles[name] == "heads" or (styles[name] == "row" and "heads" in beside)
     return int(model.get_submodule(parent).head_dim) if by_heads else 1  # type: ignore[arg-type]
+
+
+def _shards(model: nn.Module, styles: Mapping[str, str], name: str, axis: Axis) -> dict[str, Shard]:
+    """Of each parameter that a module itself has, and that is cut."""
+    module, unit = model.get_submodule(name), _unit(model, styles, name)
+    found = {
+        kind: shard_of(f"{name}.{kind}", styles[name], module, unit, parameter, axis)
+        for kind, parameter in module.named_parameters(recurse=False)
+    }
+    return {kind: shard for kind, shard in found.items() if shard is not None}
 
 
 def _adapt(module: Any, style: str, shard: Shard | None, axis: Axis, sequence_parallel: bool) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from llmsys.models import gpt2, llama
 from llmsys.parallel import connect, parallelize
 from llmsys.parallel.schedule import SCHEDULES
-from llmsys.parallel.tensor import Shard
+from llmsys.parallel.shard import Shard
 from tests.parallel.layouts import MESH, OPTIONS, ROWS, Layout, size_of
 from tests.parallel.ranks import run
 
