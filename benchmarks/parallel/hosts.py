@@ -4,6 +4,7 @@
 
 runs the command once per host, with torchrun's own variables set (`PET_NNODES`, `PET_NODE_RANK`, `PET_MASTER_ADDR`,
 `PET_MASTER_PORT`) and GLOO_SOCKET_IFNAME; `--fault cut:1`, `kill:3` or `stop:3` breaks the job after `--after` seconds.
+After `torchrun --max-restarts 1 -m llmsys train …` it goes on from its last checkpoint; for a cut, with `--restore`.
 
     host 0  eth0 10.77.0.1 ──┐
     host 1  eth0 10.77.0.2 ──┴─ bridge, in a namespace of its own; both ends of each link shaped by `tc tbf`
@@ -272,8 +273,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--timeout", type=float, help="seconds after which all is killed")
     parser.add_argument("--fault", type=_fault, help="cut:HOST, kill:RANK or stop:RANK")
     parser.add_argument("--after", type=float, default=10.0, help="seconds from the start to the fault")
+    parser.add_argument("--restore", type=float, help="seconds from a cut until the link is back; without it, never")
     parser.add_argument("command", nargs="+", help="after --, run in every host")
     options = parser.parse_args(arguments)
+    if options.restore is not None and (options.fault is None or options.fault[0] != "cut"):
+        parser.error(f"--restore {options.restore:g} without --fault cut:HOST, expected both")
     with Hosts(options.hosts, rate_bits_per_s=options.rate) as hosts:
         for index in range(options.hosts):
             hosts.run(index, options.command)
@@ -282,6 +286,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             kind, target = options.fault
             if kind == "cut":
                 hosts.cut(target)
+                if options.restore is not None:
+                    time.sleep(options.restore)
+                    hosts.restore(target)
             else:
                 hosts.signal_rank(target, signal.SIGKILL if kind == "kill" else signal.SIGSTOP)
         statuses = hosts.wait(timeout_s=options.timeout)

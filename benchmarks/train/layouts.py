@@ -76,7 +76,7 @@ def plot(curves: Mapping[str, Sequence[float]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, (losses, apart) = plt.subplots(
-        2, 1, sharex=True, figsize=(9, 7), height_ratios=(3, 2), layout="constrained"
+        2, 1, sharex=True, figsize=(9, 8), height_ratios=(3, 2), layout="constrained"
     )
     alone = curves[ALONE]
     steps = range(1, len(alone) + 1)
@@ -93,9 +93,9 @@ def plot(curves: Mapping[str, Sequence[float]], path: Path) -> None:
     losses.legend(title="after the last step", fontsize="small")
     apart.set_ylabel(f"|loss - loss of {ALONE}|")
     apart.set_xlabel("step")
-    apart.legend(fontsize="x-small", ncols=2)
+    apart.legend(fontsize="x-small", ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=90)
     plt.close(figure)
 
 
@@ -107,7 +107,8 @@ def content_of(found: Mapping[str, list[dict[str, float]]], command: Sequence[st
         [],
         layouts=LAYOUTS,
         losses=losses,
-        validation_losses={name: rows[-1]["validation_loss"] for name, rows in found.items()},
+        # The control's batches are half as large: its validation is of other text.
+        validation_losses={name: rows[-1]["validation_loss"] for name, rows in found.items() if name != CONTROL},
         largest_distance={name: max(distance(curve, losses[ALONE])) for name, curve in losses.items()},
         bytes_per_step={
             name: {key: int(value) for key, value in rows[-1].items() if key.endswith("_bytes")}
@@ -136,8 +137,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sent = ", ".join(
             f"{key.removesuffix('_bytes')} {n:,}" for key, n in content["bytes_per_step"][name].items() if n
         )
-        validation, apart = content["validation_losses"][name], content["largest_distance"][name]
-        print(f"{name:38} {losses[-1]:10.6f} {validation:10.6f} {apart:14.1e}  {sent}")
+        validation = content["validation_losses"].get(name, float("nan"))
+        print(f"{name:38} {losses[-1]:10.6f} {validation:10.6f} {content['largest_distance'][name]:14.1e}  {sent}")
     print(f"figure: {figure}")
 
 

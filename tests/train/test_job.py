@@ -3,16 +3,19 @@
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 import llmsys as package
+from benchmarks.parallel.hosts import Hosts, why_not
 from llmsys.data import TokenFile
 from llmsys.parallel import connect, disconnect
 from llmsys.train.config_file import load_config
@@ -26,13 +29,31 @@ from .conftest import TEXT
 from .test_command import CONFIG, llmsys  # noqa: F401 (a fixture)
 
 STEPS, EVERY = 60, 20
-WORDS = (f"steps={STEPS}", f"checkpoint_every={EVERY}", "parallel.dp=2", "parallel.zero=2")
+SETTINGS = (f"steps={STEPS}", f"checkpoint_every={EVERY}", "parallel.timeout_s=5", "parallel.connect_timeout_s=200")
+DP = ("parallel.dp=2", "parallel.zero=2")
+ENVIRONMENT = {"PYTHONPATH": str(Path(package.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+# Fault → what does it, the ranks that say so, and the layout that it strikes.
+FAULTS = {
+    "killed rank": (lambda hosts: hosts.signal_rank(3, signal.SIGKILL), {0, 1, 2}, ("parallel.pp=2", "parallel.tp=2")),
+    "stopped rank": (
+        lambda hosts: hosts.signal_rank(3, signal.SIGSTOP),
+        {0, 1, 2},
+        ("parallel.pp=2", "parallel.dp=2", "parallel.zero=3", "parallel.schedule=zb_h1"),
+    ),
+    "link that is cut for a while": (
+        lambda hosts: (hosts.cut(1), time.sleep(8), hosts.restore(1)),
+        {0, 1, 2, 3},
+        ("parallel.dp=2", "parallel.tp=2", "parallel.sequence_parallel=true"),
+    ),
+}
 
 
 @pytest.fixture
 def folder(tmp_path):
+    """Holds a text and a config of two layers."""
+    config = CONFIG | {"model": CONFIG["model"] | {"num_layers": 2}}
     (tmp_path / "ducks.txt").write_text("".join(TEXT))
-    (tmp_path / "ducks.json").write_text(json.dumps(CONFIG | {"data": {"sequence_length": 32, "paths": ["ducks.txt"]}}))
+    (tmp_path / "ducks.json").write_text(json.dumps(config | {"data": {"sequence_length": 32, "paths": ["ducks.txt"]}}))
     return tmp_path
 
 
@@ -49,13 +70,34 @@ def rows(path):
         return list(csv.DictReader(file))
 
 
-def without_a_fault(folder, tokens):
-    """The losses of the job's layout."""
-    config = load_config(str(folder / "ducks.json"), WORDS)
-    mesh = connect(dp=2)
-    splits = [batches(config, TokenFile(tokens), split, mesh.data.rank, 2) for split in ("train", "validation")]
+def without_a_fault(folder, tokens, layout):
+    """The losses of a job of this layout."""
+    config = load_config(str(folder / "ducks.json"), [*SETTINGS, *layout])
+    p = config.parallel
+    mesh = connect(pp=p.pp, dp=p.dp, tp=p.tp)
+    splits = [
+        batches(config, TokenFile(tokens), split, mesh.data.rank, mesh.data.size) for split in ("train", "validation")
+    ]
     trainer = Trainer(config, engine(config, torch.float32, mesh), *splits)
     return [trainer.step().loss for _ in range(STEPS)]
+
+
+def check(folder, text, layout, size):
+    """One run, which went on from a checkpoint, and whose losses are bit for bit those of a job without a fault."""
+    (own,) = folder.glob("runs/ducks-*")  # one folder, though its name has the time in it
+    assert f"resumed from runs/{own.name}/checkpoints/step-" in text, text
+    logged = rows(own / "log.csv")
+    assert [int(row["step"]) for row in logged] == list(range(1, STEPS + 1))
+    (tokens,) = folder.glob("runs/cache/*.tokens")
+    losses = [float(row["loss"]) for row in logged]
+    assert run(size, without_a_fault, folder, tokens, layout) == [losses] * size
+    return logged
+
+
+def said(text):
+    """The ranks that name what they waited for."""
+    named = r"llmsys\.parallel\.[\w ]+: rank (\d) on axis \w+ \(ranks [\d, ]+\), called at \S+:\d+, did not get through"
+    return {int(rank) for rank in re.findall(named, text)}
 
 
 def rank_of(pid):
@@ -73,39 +115,60 @@ def children(pid):
         return []
 
 
-def wait_until(condition, process, output, seconds=240):
+def wait_until(condition, hopeless, text, seconds=240):
     end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert process.poll() is None and time.monotonic() < end, output.read_text()
+    while not condition():
+        assert not hopeless() and time.monotonic() < end, text()
         time.sleep(0.01)
-    return found
+
+
+def command(ranks, layout):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}", "--max-restarts=1"]
+    return [*torchrun, "-m", "llmsys", "train", "ducks.json", *SETTINGS, *layout]
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds a rank's process in /proc")
 def test_a_job_that_loses_a_rank_goes_on_from_its_last_checkpoint(folder):
     output = folder / "output.txt"
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1"]
-    command += ["-m", "llmsys", "train", "ducks.json", *WORDS]
-    environment = os.environ | {"PYTHONPATH": str(Path(package.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     with open(output, "w") as file:
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=file, stderr=subprocess.STDOUT)
+        environment = os.environ | ENVIRONMENT
+        process = subprocess.Popen(command(2, DP), cwd=folder, env=environment, stdout=file, stderr=subprocess.STDOUT)
     try:
-        wait_until(lambda: list(folder.glob("runs/ducks-*/checkpoints/step-*")), process, output)
-        victim = next(pid for pid in children(process.pid) if rank_of(pid) == 1)
-        os.kill(victim, signal.SIGKILL)
+        begun = partial(saved, folder)
+        wait_until(begun, lambda: process.poll() is not None, output.read_text)
+        os.kill(next(pid for pid in children(process.pid) if rank_of(pid) == 1), signal.SIGKILL)
         assert process.wait(timeout=240) == 0, output.read_text()
     finally:
         process.kill()
-    (own,) = folder.glob("runs/ducks-*")  # one folder, though it has a name of the time
-    text = output.read_text()
-    assert f"resumed from runs/{own.name}/checkpoints/step-" in text
-    assert "llmsys.parallel." in text and "rank 0 on axis" in text  # the other rank says what it waited for
-    logged = rows(own / "log.csv")
-    assert [int(row["step"]) for row in logged] == list(range(1, STEPS + 1))
+    assert said(output.read_text()) == {0}, output.read_text()
+    logged = check(folder, output.read_text(), DP, 2)
     assert all(int(row["dp_bytes"]) > 0 and int(row["tp_bytes"]) == 0 for row in logged)
-    (tokens,) = folder.glob("runs/cache/*.tokens")
-    expected, again = run(2, without_a_fault, folder, tokens)
-    assert [float(row["loss"]) for row in logged] == expected == again  # bit for bit
+
+
+def saved(folder):
+    return list(folder.glob("runs/ducks-*/checkpoints/step-*"))
+
+
+@pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+@pytest.mark.parametrize("fault", FAULTS)
+def test_two_hosts_go_on_after_a_fault(fault, folder, monkeypatch):
+    strike, survivors, layout = FAULTS[fault]
+    monkeypatch.chdir(folder)
+    outputs = [folder / f"host{index}.txt" for index in range(2)]
+
+    def text():
+        return "".join(path.read_text() for path in outputs)
+
+    with Hosts(2) as hosts:
+        for index, path in enumerate(outputs):
+            with path.open("w") as output:
+                hosts.run(index, command(2, layout), output=output, **ENVIRONMENT)
+        wait_until(partial(saved, folder), lambda: "ChildFailedError" in text(), text)
+        strike(hosts)
+        statuses = hosts.wait(timeout_s=300, grace_s=60)
+    assert statuses == [0, 0], text()
+    assert said(text()) == survivors, text()
+    check(folder, text(), layout, 4)
 
 
 def test_a_job_of_one_rank(llmsys, folder, one_rank_job):  # noqa: F811
