@@ -14,16 +14,15 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from llmsys.ops import linear
 from llmsys.ops.deferred import Later, deferring
 from llmsys.parallel import collectives
 from llmsys.parallel.balance import balanced
 from llmsys.parallel.channels import Channels, Form
 from llmsys.parallel.mesh import Axis
+from llmsys.parallel.product import product
 from llmsys.parallel.schedule import SCHEDULES, Action, orders
 
 
@@ -220,6 +219,4 @@ def _let_weights_wait(model: nn.Module) -> None:
 
 
 def _linear(module: nn.Linear, x: Tensor) -> Tensor:
-    if torch.is_autocast_enabled(x.device.type):  # which casts the weight: no gradient of it can wait
-        return F.linear(x, module.weight, module.bias)
-    return linear(x, module.weight, module.bias)
+    return product(x, module.weight, module.bias)

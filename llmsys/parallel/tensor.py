@@ -29,11 +29,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmsys.ops import cross_entropy_parts, linear, merge_cross_entropy
+from llmsys.ops import cross_entropy_parts, merge_cross_entropy
 from llmsys.ops.cross_entropy.sharded import Parts
 from llmsys.parallel import collectives
 from llmsys.parallel.mesh import Axis
 from llmsys.parallel.overlap import TOKENS, Overlap, overlap_region
+from llmsys.parallel.product import product
 from llmsys.parallel.shard import Shard, shard_of
 
 STYLES = ("column", "heads", "row", "vocab", "sequence")
@@ -245,16 +246,9 @@ def _leave(y: Tensor, axis: Axis, sequence_parallel: bool) -> Tensor:
     return collectives.scatter_out(y, axis, TOKENS) if sequence_parallel else collectives.reduce_out(y, axis)
 
 
-def _product(x: Tensor, weight: Tensor) -> Tensor:
-    """Every product with a parameter here: one whose gradient can be put off (`llmsys.ops.deferred`)."""
-    if torch.is_autocast_enabled(x.device.type):  # which casts the weight: no gradient of it can wait
-        return F.linear(x, weight)
-    return linear(x, weight)
-
-
 def _row_linear(module: Any, first: bool, x: Tensor) -> Tensor:
     """The bias, of which every rank has all, is added by the first one alone."""
-    y = _product(x, module.weight)
+    y = product(x, module.weight)
     return y + (module.bias if first else module.bias * 0).to(y.dtype)
 
 
@@ -309,7 +303,7 @@ def _replace_head(model: Any, axis: Axis, sequence_parallel: bool) -> None:
 
 
 def _logits(axis: Axis, sequence_parallel: bool, hidden: Tensor, weight: Tensor) -> Tensor:
-    return collectives.join(_product(_enter(hidden, axis, sequence_parallel), weight), axis, hidden.dim() - 1)
+    return collectives.join(product(_enter(hidden, axis, sequence_parallel), weight), axis, hidden.dim() - 1)
 
 
 def _loss(
@@ -319,7 +313,7 @@ def _loss(
 
     Traffic    three numbers a token on the axis, besides what enters
     """
-    logits = _product(_enter(hidden, axis, sequence_parallel), weight)
+    logits = product(_enter(hidden, axis, sequence_parallel), weight)
     parts = cross_entropy_parts(logits, targets, axis.rank * weight.shape[0], ignore_index=ignore_index)
     highest = collectives.all_reduce(parts.max.clone(), axis, "max")
     total = collectives.reduce_out(parts.sum * torch.exp(parts.max - highest), axis)
