@@ -34,10 +34,6 @@ def mean_cross_entropy(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
     return F.cross_entropy(logits_BTV.flatten(0, -2), targets_BT.flatten())
 
 
-def head_cross_entropy(hidden_BTD: Tensor, weight: Tensor, targets_BT: Tensor) -> Tensor:
-    return mean_cross_entropy(F.linear(hidden_BTD, weight), targets_BT)
-
-
 class Attention(nn.Module):
     def __init__(self, config: LlamaConfig):
         super().__init__()
@@ -84,7 +80,7 @@ class Llama(nn.Module):
     """With the `weights` it is given, in their dtype."""
 
     unembed = staticmethod(F.linear)
-    cross_entropy = staticmethod(head_cross_entropy)
+    cross_entropy = None  # tensor parallelism has one of its own, in parts of the vocabulary
 
     def __init__(self, config: LlamaConfig, weights: dict[str, Tensor]):
         super().__init__()
@@ -118,4 +114,7 @@ class Llama(nn.Module):
         return x_BTD
 
     def leave(self, x_BTD: Tensor, targets_BT: Tensor) -> Tensor:
-        return self.cross_entropy(self.norm(x_BTD), self.head.weight, targets_BT)
+        hidden = self.norm(x_BTD)
+        if self.cross_entropy is not None:
+            return self.cross_entropy(hidden, self.head.weight, targets_BT)
+        return mean_cross_entropy(self.head(hidden), targets_BT)

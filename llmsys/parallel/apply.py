@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -59,12 +60,14 @@ class Parallel:
                     f"is a multiple of the {self.sequence_parts} ranks of {self.mesh.tp}, with sequence_parallel"
                 )
         first, at = self.mesh.dp.rank * len(micros), getattr(self.model, "at", lambda step, micro: None)
-        loss = self.pipeline.step(
-            micros,
-            before=lambda micro: at(self.num_steps, first + micro),
-            accumulating=self.zero.accumulating,
-            holding=self.zero.holding,
-        )
+        adds_up = len(micros) > 1 and self.zero.stage < 2  # later stages begin anew in each backward
+        with self.zero.direct() if adds_up else nullcontext():
+            loss = self.pipeline.step(
+                micros,
+                before=lambda micro: at(self.num_steps, first + micro),
+                accumulating=self.zero.accumulating,
+                holding=self.zero.holding,
+            )
         self.zero.reduce()
         self.num_steps += 1
         return loss

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
-from math import prod
+from math import inf, prod
 
 
 @dataclass(frozen=True)
@@ -38,27 +38,37 @@ class Bucket:
         return self.pieces[-1].end
 
 
-def buckets_of(parameters: Iterable[tuple[str, tuple[int, ...], Hashable]], capacity: int, parts: int) -> list[Bucket]:
+FIRST = 1 / 8  # of the capacity: what the bucket that a backward finds first has, so that ranks begin to talk early
+
+
+def buckets_of(
+    parameters: Iterable[tuple[str, tuple[int, ...], Hashable]], capacity: int | None, parts: int
+) -> list[Bucket]:
     """Buckets of at most `capacity` elements, or of one parameter that is larger, each of a size that `parts` divides.
+    Without a capacity, one of each kind.
 
     `parameters` are (name, shape, kind) in the order in which the model uses them. Backward finds gradients from the
-    last one on: so do the buckets begin. Only parameters of one kind share one: of a dtype, say, and of a group of
-    the optimizer.
+    last one on: so do the buckets begin, and the first one of each kind is small. Only parameters of one kind share
+    one: of a dtype, say, and of a group of the optimizer.
     Errors     ValueError if capacity or parts is below 1
     """
-    if capacity < 1 or parts < 1:
+    if parts < 1 or (capacity is not None and capacity < 1):
         raise ValueError(
             f"llmsys.parallel.buckets: capacity={capacity} and parts={parts}, expected 1 or more elements and parts"
         )
+    largest = inf if capacity is None else capacity
     filling: dict[Hashable, list[Piece]] = {}
     buckets: list[Bucket] = []
+    begun: set[Hashable] = set()  # kinds that have a bucket
 
     def close(kind: Hashable) -> None:
         pieces = filling.pop(kind)
         buckets.append(Bucket(kind, tuple(pieces), -(-pieces[-1].end // parts) * parts))
+        begun.add(kind)
 
     for name, shape, kind in reversed(list(parameters)):
-        if kind in filling and filling[kind][-1].end + prod(shape) > capacity:
+        room = largest if kind in begun else largest * FIRST
+        if kind in filling and filling[kind][-1].end + prod(shape) > room:
             close(kind)
         pieces = filling.setdefault(kind, [])
         pieces.append(Piece(name, shape, pieces[-1].end if pieces else 0))

@@ -21,7 +21,8 @@ class Flat:
 
     whole        the parameters; without storage while they are freed
     shard        what an optimizer updates: this rank's part of `whole`, or what that part is rounded from
-    gradients    the sum of what this rank's backwards found and nobody reduced yet; None where there is none
+    gradients    the sum of what this rank's backwards found and nobody reduced yet, over the number of ranks; None
+                 where there is none
     total        this rank's part of the sum over `owners` of what was reduced; None where there is none
 
     fill              writes parameters, by name, of a model that has no memory for them; else they are copied
@@ -57,13 +58,14 @@ class Flat:
         shard = self._new_shard(part, dtype, apart=not keeps_whole)
         self.shard = nn.Parameter(shard, requires_grad=self.trained)
         self.gradient_dtype = reduce_dtype or part.dtype
+        self._scale = 1 / (owners.size * copies.size)  # of a rank's gradient in the mean
         self.gradients: Tensor | None = None
         self.total: Tensor | None = None
         self.missing: set[int] = set()  # of parameters, whose gradients this backward has yet to find
         self.waits = False  # for a reduction
         self._blank: set[int] = set()  # of parameters, whose part of `gradients` nobody has written yet
         # Held here, autograd's node of each parameter stays the same.
-        self._nodes = [get_gradient_edge(parameter).node for parameter in parameters if self.trained]
+        self.nodes = [get_gradient_edge(parameter).node for parameter in parameters if self.trained]
         self._gathering: Pending | None = None
         self._reducing: Pending | None = None
         self.begin()
@@ -101,7 +103,9 @@ class Flat:
 
     def start_gather(self) -> None:
         """Every rank's shard on its way into `whole`, which has its storage again."""
-        self.whole.untyped_storage().resize_(self.whole.nbytes)
+        storage = self.whole.untyped_storage()
+        if storage.nbytes() != self.whole.nbytes:  # resize_ to the same size would copy all
+            storage.resize_(self.whole.nbytes)
         self._gathering = collectives.start_all_gather_into(self.whole, self._own_part(), self.owners)
 
     def _own_part(self) -> Tensor:
@@ -139,28 +143,54 @@ class Flat:
     def await_gradients(self) -> None:
         """What the backward that is going on will find."""
         execute = torch._C._will_engine_execute_node  # type: ignore[attr-defined]
-        self.missing = {index for index, node in enumerate(self._nodes) if execute(node)}
+        self.missing = {index for index, node in enumerate(self.nodes) if execute(node)}
 
     def add(self, index: int) -> None:
-        """What a backward left in a parameter's `.grad` goes to `gradients`, if it is not there.
+        """What a backward left in a parameter's `.grad`, if anything, goes to `gradients`, if it is not there.
 
-        Where gradients stay, `.grad` is there from then on, if it is of their dtype.
+        Where gradients stay as autograd finds them, `.grad` is there from then on.
         """
         self.waits = True
         parameter = self.parameters[index]
-        assert parameter.grad is not None
+        found = parameter.grad
+        if found is None:  # a product added it, or will
+            return
+        view = self._room(index)
+        if view.data_ptr() == found.data_ptr():
+            return
+        if index not in self._blank:
+            view.add_(found, alpha=self._scale)
+        elif view.dtype == found.dtype:
+            torch.mul(found, self._scale, out=view)
+        else:
+            view.copy_(found).mul_(self._scale)
+        self._blank.discard(index)
+        as_found = view.dtype == found.dtype and self._scale == 1
+        parameter.grad = view if self.keeps_gradients and as_found else None
+
+    def add_product(self, index: int, dy: Tensor, x: Tensor) -> None:
+        """dyᵀ·x is of a parameter's gradient. The rows of both go together."""
+        view = self._room(index)
+        if index in self._blank:  # a product is quicker where the caches are warm, and its copy costs little
+            torch.mul(dy.t() @ x, self._scale, out=view)
+        else:
+            view.addmm_(dy.t(), x, alpha=self._scale)
+        self._blank.discard(index)
+
+    def add_rows(self, index: int, dy: Tensor, ids: Tensor) -> None:
+        """Row dy[i] is of row ids[i] of a parameter's gradient."""
+        view = self._room(index)
+        if index in self._blank:
+            view.zero_()
+        view.index_add_(0, ids, dy, alpha=self._scale)
+        self._blank.discard(index)
+
+    def _room(self, index: int) -> Tensor:
+        """The parameter's place in `gradients`."""
         if self.gradients is None:
             self.gradients = self.whole.new_empty(self.bucket.size, dtype=self.gradient_dtype)
             self._blank = set(range(len(self.parameters)))
-        view = self._view(self.gradients, index)
-        if view.data_ptr() == parameter.grad.data_ptr():
-            return
-        if index in self._blank:
-            view.copy_(parameter.grad)
-            self._blank.remove(index)
-        else:
-            view += parameter.grad
-        parameter.grad = view if self.keeps_gradients and view.dtype == parameter.dtype else None
+        return self._view(self.gradients, index)
 
     def start_reduce(self) -> None:
         """The sum of what was found on its way; of zeros if nothing was, since all ranks reduce the same buckets."""
@@ -202,8 +232,7 @@ class Flat:
             return Pending("all_reduce", self.copies, None, lambda: total)
         return collectives.start_all_reduce(total, self.copies)
 
-    def finish(self, num_ranks: int) -> None:
+    def finish(self) -> None:
         """The mean becomes the shard's gradient."""
         assert self.total is not None
-        mean = self.total.div_(num_ranks) if num_ranks > 1 else self.total
-        self.shard.grad, self.total = mean.to(self.shard.dtype), None
+        self.shard.grad, self.total = self.total.to(self.shard.dtype), None

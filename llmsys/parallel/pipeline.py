@@ -22,7 +22,7 @@ from llmsys.parallel import collectives
 from llmsys.parallel.balance import balanced
 from llmsys.parallel.channels import Channels, Form
 from llmsys.parallel.mesh import Axis
-from llmsys.parallel.product import product
+from llmsys.parallel.product import look_up, product
 from llmsys.parallel.schedule import SCHEDULES, Action, orders
 
 
@@ -85,8 +85,11 @@ class Pipeline:
         setattr(model, blocks, nn.ModuleDict({str(i): every[i] for run in own.values() for i in run}))
         self.names = [f"{blocks}.{i}" for run in own.values() for i in run]
         self.shared = self._keep_ends(0 in own, self.num_chunks - 1 in own)
-        if self.split:
-            _let_weights_wait(model)
+        for module in model.modules():
+            if type(module) is nn.Linear:
+                module.forward = partial(_linear, module)  # type: ignore[method-assign]
+            if type(module) is nn.Embedding and _is_plain(module):
+                module.forward = partial(_embedding, module)  # type: ignore[method-assign]
 
     def _keep_ends(self, first: bool, last: bool) -> dict[str, int]:
         enter, leave = self.model.ends()
@@ -211,12 +214,14 @@ def _blocks(model: nn.Module, name: str) -> list[nn.Module]:
     return list(model.get_submodule(name))  # type: ignore[call-overload]
 
 
-def _let_weights_wait(model: nn.Module) -> None:
-    """PyTorch's linear layers run as llmsys's op, whose weight's gradient can be put off."""
-    for module in model.modules():
-        if type(module) is nn.Linear:
-            module.forward = partial(_linear, module)  # type: ignore[method-assign]
-
-
 def _linear(module: nn.Linear, x: Tensor) -> Tensor:
+    """PyTorch's linear layer by a product whose weight's gradient can be put off."""
     return product(x, module.weight, module.bias)
+
+
+def _is_plain(module: nn.Embedding) -> bool:
+    return module.padding_idx is None and module.max_norm is None and not (module.scale_grad_by_freq or module.sparse)
+
+
+def _embedding(module: nn.Embedding, ids: Tensor) -> Tensor:
+    return look_up(ids, module.weight)

@@ -26,7 +26,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmsys.ops import cross_entropy_parts, merge_cross_entropy
@@ -34,7 +33,7 @@ from llmsys.ops.cross_entropy.sharded import Parts
 from llmsys.parallel import collectives
 from llmsys.parallel.mesh import Axis
 from llmsys.parallel.overlap import TOKENS, Overlap, overlap_region
-from llmsys.parallel.product import product
+from llmsys.parallel.product import look_up, product
 from llmsys.parallel.shard import Shard, shard_of
 
 STYLES = ("column", "heads", "row", "vocab", "sequence")
@@ -287,7 +286,7 @@ def _embedding(module: nn.Embedding, start: int, axis: Axis, sequence_parallel: 
     """The rows that this rank holds, zeros for others, summed."""
     local = tokens - start
     here = (local >= 0) & (local < module.weight.shape[0])
-    found = F.embedding(local.where(here, 0), module.weight) * here.unsqueeze(-1)
+    found = look_up(local.where(here, 0), module.weight) * here.unsqueeze(-1)
     return _leave(found, axis, sequence_parallel)
 
 

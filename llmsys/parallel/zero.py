@@ -33,6 +33,7 @@ from llmsys.parallel.buckets import Piece, buckets_of
 from llmsys.parallel.flat import Fill, Flat
 from llmsys.parallel.mesh import Axis, Mesh
 from llmsys.parallel.offloaded import OffloadedFlat
+from llmsys.parallel.product import Sink
 from llmsys.parallel.units import Unit, Units
 
 BUCKET_BYTES = 25 << 20
@@ -68,8 +69,9 @@ class Zero:
     fill       writes parameters, by name, a bucket after the other: of a model whose parameters have no memory
 
     Shapes     of any model; frozen parameters stay as they are, in stage 3 in parts; tied ones are one
-    Numerics   gradients are summed over microbatches and ranks in `reduce_dtype`, by default their own, and divided by
-               the size of mesh.data; the optimizer updates a master where `master_dtype` is not that of the parameter
+    Numerics   gradients are divided by the size of mesh.data, then summed over microbatches and ranks, in
+               `reduce_dtype`, by default their own; the optimizer updates a master where `master_dtype` is not that of
+               the parameter
     Traffic    each step, of Ψ bytes of gradients and parameters and N ranks: stage 0 2·(N − 1)/N·Ψ on data; stages 1
                and 2 as much on shard, half of it for each backward in stage 2, and 2·(M − 1)/M·Ψ/N on the M copies of
                each shard; stage 3 at most 3·(N − 1)/N·Ψ on shard for each forward and backward
@@ -101,6 +103,7 @@ class Zero:
         self.owners = mesh.shard if stage else Axis("shard", (mesh.rank,), 0)
         self._shared_with = dict(shared or {})
         self._postponed = False
+        self._direct = False
         self._reduces = False  # what a backward of this step found
         self._closed = False  # to another one
         self._backward = -1  # the number that autograd gives the one that is going on, or -1
@@ -143,8 +146,11 @@ class Zero:
             model.register_state_dict_pre_hook(self._check_whole)
             model.register_load_state_dict_pre_hook(self._check_whole)
         for flat in self._flats:
-            for index, parameter in enumerate(flat.parameters):
-                parameter.register_post_accumulate_grad_hook(partial(self._found, flat, index))
+            for index, (node, parameter) in enumerate(zip(flat.nodes, flat.parameters, strict=True)):
+                node.register_hook(partial(self._found, flat, index))
+                if flat.gradient_dtype == parameter.dtype:
+                    add, add_rows = partial(flat.add_product, index), partial(flat.add_rows, index)
+                    Sink(parameter, add, add_rows, lambda: self._direct).attach()
 
     def _flatten(
         self,
@@ -162,10 +168,9 @@ class Zero:
             return group_of(name, p), p.dtype, p.device, p.requires_grad, name if name in self._shared_with else None
 
         size = max((p.element_size() for p in named.values()), default=1)
-        numel = sum(p.numel() for p in named.values())
         buckets = buckets_of(
             ((name, tuple(p.shape), kind_of(name, p)) for name, p in named.items()),
-            max(1, numel if bucket_bytes is None else bucket_bytes // size),
+            None if bucket_bytes is None else max(1, bucket_bytes // size),
             self.owners.size,
         )
         flats = []
@@ -241,6 +246,15 @@ class Zero:
             yield
 
     @contextmanager
+    def direct(self) -> Iterator[None]:
+        """Forwards and backwards of steps alone: gradients of weights go to their buckets without being elsewhere."""
+        self._direct = True
+        try:
+            yield
+        finally:
+            self._direct = False
+
+    @contextmanager
     def _postponing(self, postponed: bool) -> Iterator[None]:
         before = self._postponed
         self._postponed = before or postponed
@@ -267,7 +281,7 @@ class Zero:
         for pending in [flat.start_copies() for flat in self._flats]:
             pending.wait()
         for flat in self._flats:
-            flat.finish(self.mesh.data.size)
+            flat.finish()
         shared = {flat.first_name: flat for flat in self._flats if flat.first_name in self._shared_with}
         for name in sorted(shared):
             grad = shared[name].shard.grad
@@ -334,7 +348,7 @@ class Zero:
             # What no rank comes to has nothing to reduce.
             self._queue = deque(flat for part in self._parts if any(flat.missing for flat in part) for flat in part)
 
-    def _found(self, flat: Flat, index: int, parameter: nn.Parameter) -> None:
+    def _found(self, flat: Flat, index: int, *nothing: object) -> None:
         """A parameter's gradient is complete."""
         self._notice()
         flat.add(index)
