@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -60,8 +59,7 @@ class Parallel:
                     f"is a multiple of the {self.sequence_parts} ranks of {self.mesh.tp}, with sequence_parallel"
                 )
         first, at = self.mesh.dp.rank * len(micros), getattr(self.model, "at", lambda step, micro: None)
-        adds_up = len(micros) > 1 and self.zero.stage < 2  # later stages begin anew in each backward
-        with self.zero.direct() if adds_up else nullcontext():
+        with self.zero.direct(len(micros)):
             loss = self.pipeline.step(
                 micros,
                 before=lambda micro: at(self.num_steps, first + micro),

@@ -26,12 +26,14 @@ class Sink:
     add        of dy and x, their rows together: adds dyᵀ·x
     add_rows   of dy and ids: adds to row ids[i] the row dy[i], for every i
     is_open    whether that is wanted now: of a backward that gives gradients to somebody else it is not
+    adds_up    whether most of what is added now comes to something, and does not only lie where there was nothing
     """
 
     weight: nn.Parameter
     add: Callable[[Tensor, Tensor], None]
     add_rows: Callable[[Tensor, Tensor], None]
     is_open: Callable[[], bool]
+    adds_up: Callable[[], bool]
 
     def attach(self) -> None:
         self.weight.llmsys_sink = self  # type: ignore[attr-defined]
@@ -45,7 +47,9 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if torch.is_autocast_enabled(x.device.type):  # which casts the weight: no gradient of it can wait
         return F.linear(x, weight, bias)
     sink = _sink_of(weight)
-    return linear(x, weight, bias) if sink is None else _Product.apply(x, weight, bias, sink, active())
+    if sink is None or not sink.adds_up():
+        return linear(x, weight, bias)
+    return _Product.apply(x, weight, bias, sink, active())
 
 
 def look_up(ids: Tensor, weight: Tensor) -> Tensor:

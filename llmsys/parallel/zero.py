@@ -103,7 +103,7 @@ class Zero:
         self.owners = mesh.shard if stage else Axis("shard", (mesh.rank,), 0)
         self._shared_with = dict(shared or {})
         self._postponed = False
-        self._direct = False
+        self._direct = self._adds_up = False  # of gradients that go to their buckets without being elsewhere
         self._reduces = False  # what a backward of this step found
         self._closed = False  # to another one
         self._backward = -1  # the number that autograd gives the one that is going on, or -1
@@ -150,7 +150,7 @@ class Zero:
                 node.register_hook(partial(self._found, flat, index))
                 if flat.gradient_dtype == parameter.dtype:
                     add, add_rows = partial(flat.add_product, index), partial(flat.add_rows, index)
-                    Sink(parameter, add, add_rows, lambda: self._direct).attach()
+                    Sink(parameter, add, add_rows, lambda: self._direct, lambda: self._adds_up).attach()
 
     def _flatten(
         self,
@@ -246,13 +246,13 @@ class Zero:
             yield
 
     @contextmanager
-    def direct(self) -> Iterator[None]:
-        """Forwards and backwards of steps alone: gradients of weights go to their buckets without being elsewhere."""
-        self._direct = True
+    def direct(self, num_backwards: int) -> Iterator[None]:
+        """Forwards and backwards of a step alone: gradients may go to their buckets without being elsewhere."""
+        self._direct, self._adds_up = True, self.stage < 2 and num_backwards > 1
         try:
             yield
         finally:
-            self._direct = False
+            self._direct = self._adds_up = False
 
     @contextmanager
     def _postponing(self, postponed: bool) -> Iterator[None]:
