@@ -37,7 +37,7 @@ from llmsys.parallel.product import Sink
 from llmsys.parallel.units import Unit, Units
 
 BUCKET_BYTES = 25 << 20
-MAX_REDUCING = 2  # buckets whose gradients are on their way at once, where that takes memory
+MAX_REDUCING = 1  # bucket whose gradients are on their way while those of the next are found, where that takes memory
 
 
 class Part(NamedTuple):
