@@ -50,14 +50,10 @@ class Parallel:
     def backward(self, micros: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         """Mean loss of this rank's microbatches (tokens, targets), which all ranks of pp and tp are given alike.
 
-        Errors     ValueError for a sequence that sequence parallelism does not cut into equal parts
+        Errors     ValueError, on every rank, for a sequence that sequence parallelism does not cut into equal parts, or
+                   that the model's `check_length`, if it has one, refuses
         """
-        for tokens, _ in micros:
-            if tokens.shape[-1] % self.sequence_parts:
-                raise ValueError(
-                    f"llmsys.parallel.backward: tokens of shape {tuple(tokens.shape)}, expected sequences whose length "
-                    f"is a multiple of the {self.sequence_parts} ranks of {self.mesh.tp}, with sequence_parallel"
-                )
+        self._check(micros)
         first, at = self.mesh.dp.rank * len(micros), getattr(self.model, "at", lambda step, micro: None)
         with self.zero.direct(len(micros)):
             loss = self.pipeline.step(
@@ -72,7 +68,18 @@ class Parallel:
 
     def evaluate(self, micros: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         """The same loss, without gradients."""
+        self._check(micros)
         return self.pipeline.evaluate(micros)
+
+    def _check(self, micros: Sequence[tuple[Tensor, Tensor]]) -> None:
+        check_length = getattr(self.model, "check_length", lambda tokens: None)
+        for tokens, _ in micros:
+            check_length(tokens)
+            if tokens.shape[-1] % self.sequence_parts:
+                raise ValueError(
+                    f"llmsys.parallel.backward: tokens of shape {tuple(tokens.shape)}, expected sequences whose length "
+                    f"is a multiple of the {self.sequence_parts} ranks of {self.mesh.tp}, with sequence_parallel"
+                )
 
     def clip_grad_norm(self, max_norm: float) -> Tensor:
         """The norm of all gradients, which are scaled down where it is above `max_norm`."""
@@ -124,10 +131,12 @@ def parallelize(
     initial = _initial(model, cut, device, seed, fill)
     tensor.hook(*(model, styles, mesh.tp, cut), sequence_parallel=sequence_parallel, overlap_chunks=overlap_chunks)
     memory.recompute(model, [name for name in again if name in here])
+    chunks = [nn.ModuleList(run) for run in pipeline.blocks.values()]
+    apart = {2: chunks if len(chunks) > 1 else [], 3: model.get_submodule(plan["stages"]).children()}
     flat = Zero(
         *(model, mesh),
         stage=zero,
-        units=model.get_submodule(plan["stages"]).children(),
+        units=apart.get(zero, []),
         bucket_bytes=bucket_bytes,
         master_dtype=master_dtype,
         reduce_dtype=reduce_dtype,

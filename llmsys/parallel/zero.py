@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,10 @@ from llmsys.parallel.units import Unit, Units
 
 BUCKET_BYTES = 25 << 20
 MAX_REDUCING = 1  # bucket whose gradients are on their way while those of the next are found, where that takes memory
+
+
+class Optimizer(Protocol):
+    def step(self, *args: Any, **options: Any) -> Any: ...
 
 
 class Part(NamedTuple):
@@ -61,7 +65,8 @@ class Zero:
     before its forward, or its backward, until after it, and the next one is on its way meanwhile. All ranks must call
     the same ones in the same order. Other readers go within `whole()`.
 
-    units      of stage 3, in the order of the forward
+    units      in the order of the forward: those of stage 3; in stage 2, modules that are reduced in the backwards that
+               come to them, and in no others, such as the chunks of a pipeline
     offload    shards, with masters and what the optimizer keeps, live on the host; gradients go there as they are
                reduced; `step` updates each bucket while others come and go
     shared     parameters that another pipeline stage holds too, by name, and that stage: their gradients are summed
@@ -122,10 +127,11 @@ class Zero:
             ferries=self._ferries if offload else None,
         )
         named = {name: p for name, p in model.named_parameters() if stage == 3 or p.requires_grad}
-        modules = list(dict.fromkeys(units)) if stage == 3 else []
-        inside = set(model.modules())
+        modules = list(dict.fromkeys(units)) if stage > 1 else []
+        inside, held = set(model.modules()), set(model.parameters())
         for i, module in enumerate(modules):
-            if module not in inside:
+            own = set(module.parameters())
+            if module not in inside and not (own and own <= held):
                 raise ValueError(
                     f"llmsys.parallel.Zero: unit {i}, a {type(module).__name__}, expected modules of the "
                     f"{type(model).__name__}"
@@ -133,7 +139,7 @@ class Zero:
         first, *others, last = _split(named, modules)
         flats = [
             flatten(first, bucket_bytes=bucket_bytes),
-            *(flatten(part, bucket_bytes=None) for part in others),
+            *(flatten(part, bucket_bytes=None if stage == 3 else bucket_bytes) for part in others),
             flatten(last, bucket_bytes=bucket_bytes),
         ]
         # In the order of the backward: what may be reduced apart, and of it what is trained.
@@ -296,7 +302,7 @@ class Zero:
             self._updated(flat)
         self._begin()
 
-    def step(self, *optimizers: torch.optim.Optimizer, **options: Any) -> None:
+    def step(self, *optimizers: Optimizer, **options: Any) -> None:
         """`optimizer.step(**options)` of each and `gather()`, bucket by bucket: one is updated while others are on
         their way. An optimizer's `step` runs once for each bucket, whose gradient alone it then sees."""
         gradients = [flat.shard.grad for flat in self._flats]

@@ -63,11 +63,16 @@ class ParallelConfig:
     chunks_per_stage: int | None = None  # for the schedules that leave it free
     micro_batches: int | None = None  # that each rank's part of a batch is cut into; None: as many as stages
     sequence_parallel: bool = False
+    overlap_chunks: int = (
+        1  # that a sequence comes and goes in between the ranks of tp, one beside the products of others
+    )
+    recompute: str = "none"  # what backward computes again: "selective" attention, "full" blocks
+    offload: bool = False  # the weights that the optimizer updates, and what it keeps, are the host's
     timeout_s: float = 600.0  # of a collective
     connect_timeout_s: float = 60.0  # for all ranks to come
 
     def __post_init__(self):
-        _at_least("parallel", self, pp=1, dp=1, tp=1, zero=0)
+        _at_least("parallel", self, pp=1, dp=1, tp=1, zero=0, overlap_chunks=1)
         for key in ("shard", "chunks_per_stage", "micro_batches"):
             if getattr(self, key) is not None:
                 _at_least("parallel", self, **{key: 1})

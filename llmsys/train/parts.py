@@ -15,6 +15,7 @@ from torch import Tensor
 
 from llmsys.parallel import Axis
 from llmsys.parallel.collectives import all_gather, start_receive, start_send
+from llmsys.parallel.shard import Shard, Slice
 
 DTYPES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # ours → those of safetensors
 
@@ -35,15 +36,17 @@ class Part(NamedTuple):
 
     def of(self, x: Any) -> Tensor:
         """That part of the whole, a tensor or what is indexed like one."""
-        before = (slice(None),) * self.dim
-        found = [x[before + (slice(start, start + length),)] for start, length in self.slices]
-        return found[0] if len(found) == 1 else torch.cat(found, self.dim)
+        return self._shard.of(x)
 
     def put(self, whole: Tensor, own: Tensor) -> None:
         """Into the whole."""
-        lengths = [length for _, length in self.slices]
-        for (start, length), each in zip(self.slices, own.view(self.own_shape).split(lengths, self.dim), strict=True):
-            whole.narrow(self.dim, start, length).copy_(each)
+        parts = own.view(self.own_shape).split([length for _, length in self.slices], self.dim)
+        for place, part in zip(self._shard.slices_of(whole), parts, strict=True):
+            place.copy_(part)
+
+    @property
+    def _shard(self) -> Shard:
+        return Shard(self.dim, (self.shape or (1,))[self.dim], tuple(Slice(*each) for each in self.slices))
 
 
 class Place(NamedTuple):

@@ -43,8 +43,7 @@ class RanksEngine(Engine):
         return self._mean(self.parallel.backward([micro for batch in batches for micro in self._micros(batch)]))
 
     def update(self, grad_scale: Tensor | None) -> None:
-        self.optimizer.step(grad_scale=grad_scale)
-        self.parallel.gather()
+        self.parallel.step(self.optimizer, grad_scale=grad_scale)
 
     def evaluate(self, batch: Batch) -> float:
         return self._mean(self.parallel.evaluate(self._micros(batch)))
@@ -113,6 +112,9 @@ def in_parts(config: TrainConfig, dtype: torch.dtype, mesh: Mesh, device: str) -
         schedule=p.schedule,
         chunks_per_stage=p.chunks_per_stage,
         sequence_parallel=p.sequence_parallel,
+        overlap_chunks=p.overlap_chunks,
+        recompute=p.recompute,
+        offload=p.offload,
         reduce_dtype=torch.promote_types(dtype, torch.float32),
         group_of=lambda name, weight: "matrices" if weight.dim() > 1 else "norms",
     )

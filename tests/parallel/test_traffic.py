@@ -2,8 +2,9 @@
 
 Of Ψ bytes of parameters that a rank's stage and part have, N ranks on the axis, activations of A bytes, m microbatches:
 
-    data, shard    2·(N − 1)/N·Ψ under ZeRO 0 and 1; (1 + v·m)·(N − 1)/N·Ψ under 2, v chunks a stage, each of whose
-                   backwards reduces all of the stage's buckets; 3m·(N − 1)/N·Ψ under 3, less what is used again at once
+    data, shard    2·(N − 1)/N·Ψ under ZeRO 0 and 1; (1 + m)·(N − 1)/N·Ψ under 2, where each of several chunks is sent
+                   by itself, and an embedding, to which no W comes, once; 3m·(N − 1)/N·Ψ under 3, less what is used
+                   again at once
     copies         2·(M − 1)/M of this rank's shard, M the copies of each
     tp             2·(N − 1)/N·A·m forward and backward at each region, the embedding and the head; sequences the same
     pp             A·m for each chunk whose next, or last, is on another stage: once in 1F1B, v times interleaved
@@ -43,6 +44,7 @@ CASES = [
     ({"pp": 2}, {"schedule": "zb_h2"}, 4),
     ({"pp": 2}, {"schedule": "zb_v"}, 4),
     ({"pp": 2, "dp": 2}, {"zero": 1, "schedule": "interleaved_1f1b", "chunks_per_stage": 2}, 2),
+    ({"pp": 2, "dp": 2}, {"zero": 2, "schedule": "interleaved_1f1b", "chunks_per_stage": 2}, 4),
     ({"pp": 2, "tp": 2, "dp": 2}, {"zero": 1}, 4),
     ({"pp": 2, "tp": 2, "dp": 2}, {"zero": 2, "sequence_parallel": True, "schedule": "zb_v"}, 2),
 ]
@@ -72,8 +74,10 @@ def expected(mesh, options, micros, parameters):
     else:
         # The gradients, and the parameters after the step. Under 3 these before each forward and each backward; the
         # backward of the last unit follows its forward, and the embedding's reads none of it.
-        passes = {1: 2, 2: v * micros + 1, 3: 3 * micros}[zero]
+        passes = {1: 2, 2: micros + 1, 3: 3 * micros}[zero]
         kept = (parameters["embedding.weight"] + parameters["head.weight"]) * micros if zero == 3 else 0
+        if zero == 2 and schedule.split and v > 1:
+            kept = parameters.get("embedding.weight", 0) * (micros - 1)
         found["shard"] = others(mesh.shard) * (passes * total - kept)
         found["copies"] = 2 * others(mesh.copies) * total / mesh.shard.size
 

@@ -93,6 +93,7 @@ def test_a_saved_config_loads_as_it_was(tmp_path):
         (["data.sequence_length=1024"], ValueError, r"data\.sequence_length=1024, expected at most .*=256"),
         (["model.num_kv_heads=3"], ValueError, r"num_kv_heads=3, expected a multiple"),
         (["device=gpu"], ValueError, r"device='gpu', expected cpu, cuda or cuda:<number>"),
+        (["parallel.overlap_chunks=0"], ValueError, r"parallel\.overlap_chunks=0, expected at least 1"),
         (["parallel.tp=0"], ValueError, r"parallel\.tp=0, expected at least 1"),
         (["parallel.micro_batches=0"], ValueError, r"parallel\.micro_batches=0, expected at least 1"),
         (["parallel.timeout_s=0"], ValueError, r"parallel\.timeout_s=0\.0, expected seconds, more than 0"),

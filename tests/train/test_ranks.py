@@ -28,10 +28,10 @@ CONFIG = dataclasses.replace(
 )  # fmt: skip
 LAYOUTS = [
     ParallelConfig(dp=4),
-    ParallelConfig(tp=4, sequence_parallel=True),
-    ParallelConfig(pp=4),
+    ParallelConfig(tp=4, sequence_parallel=True, overlap_chunks=2),
+    ParallelConfig(pp=4, recompute="full"),
     ParallelConfig(pp=2, dp=2, zero=2, schedule="interleaved_1f1b", chunks_per_stage=2),
-    ParallelConfig(dp=2, tp=2, zero=1, micro_batches=2),
+    ParallelConfig(dp=2, tp=2, zero=1, micro_batches=2, recompute="selective", offload=True),
     ParallelConfig(pp=2, tp=2, zero=1, schedule="zb_v", sequence_parallel=True),
     ParallelConfig(pp=2, dp=2, zero=3, schedule="zb_h1"),
 ]
@@ -114,6 +114,7 @@ def test_any_layout_trains_as_one_process(tokens, tmp_path):
         ({"pp": 8}, r"4 blocks for 8 stages, expected 1 to 4"),
         ({"pp": 2, "schedule": "1f2b"}, r"schedule '1f2b', expected one of gpipe"),
         ({"dp": 2, "zero": 7}, r"stage=7, expected 0"),
+        ({"recompute": "some"}, r"recompute.*'some', expected"),
     ],
 )
 def test_a_layout_that_the_model_cannot_be_cut_by(layout, message):
