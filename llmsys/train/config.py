@@ -63,9 +63,7 @@ class ParallelConfig:
     chunks_per_stage: int | None = None  # for the schedules that leave it free
     micro_batches: int | None = None  # that each rank's part of a batch is cut into; None: as many as stages
     sequence_parallel: bool = False
-    overlap_chunks: int = (
-        1  # that a sequence comes and goes in between the ranks of tp, one beside the products of others
-    )
+    overlap_chunks: int = 1  # that a sequence passes between the ranks of tp in, beside the products of others
     recompute: str = "none"  # what backward computes again: "selective" attention, "full" blocks
     offload: bool = False  # the weights that the optimizer updates, and what it keeps, are the host's
     timeout_s: float = 600.0  # of a collective
