@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from llmsys.parallel import CollectiveError
 from llmsys.train.logs import Logs
 from llmsys.train.trainer import Record, Trainer
 
@@ -67,22 +68,33 @@ def run(trainer: Trainer, folder: Path, *, gemm_rate: float, console: Console) -
 
 @contextmanager
 def _interrupts() -> Iterator[list[int]]:
-    """A list that holds the first SIGINT or SIGTERM; the second acts as usual."""
+    """A list that holds the first SIGINT or SIGTERM; the second acts as usual.
+
+    A lost rank leaves this so: torchrun then sends SIGTERM to the others, which must not keep them from saying what
+    they waited for.
+    """
     received: list[int] = []
     usual = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
+    def restore() -> None:
+        for number, handler in usual.items():
+            signal.signal(number, handler)
+
     def receive(number: int, frame: object) -> None:
         received.append(number)
-        for each, handler in usual.items():
-            signal.signal(each, handler)
+        restore()
 
     for number in usual:
         signal.signal(number, receive)
+    lost = False
     try:
         yield received
+    except CollectiveError:
+        lost = True
+        raise
     finally:
-        for number, handler in usual.items():
-            signal.signal(number, handler)
+        if not lost:
+            restore()
 
 
 def _progress(console: Console) -> Progress:

@@ -6,7 +6,9 @@ import signal
 import pytest
 from rich.console import Console
 
+from llmsys.parallel import CollectiveError
 from llmsys.train.checkpoint import latest_checkpoint, read_state
+from llmsys.train.logs import Logs
 from llmsys.train.loop import run
 
 
@@ -61,6 +63,24 @@ def test_an_interrupt_leaves_a_checkpoint_to_go_on_from(make_trainer, tmp_path, 
     second.restore(checkpoint)
     train(second, tmp_path)
     assert [float(row["loss"]) for row in rows(tmp_path)] == expected
+
+
+def test_a_rank_that_lost_another_lives_to_say_so(make_trainer, tmp_path, monkeypatch):
+    """torchrun sends SIGTERM as soon as it finds that a rank is lost."""
+    usual = signal.getsignal(signal.SIGTERM)
+
+    def lost(*_):
+        raise CollectiveError("llmsys.parallel.all_reduce: rank 0 on axis dp")
+
+    trainer = make_trainer()
+    trainer.step = lost
+    monkeypatch.setattr(Logs, "close", lambda logs: os.kill(os.getpid(), signal.SIGTERM))
+    try:
+        with pytest.raises(CollectiveError):
+            train(trainer, tmp_path)
+        assert signal.getsignal(signal.SIGTERM) is usual  # the second acts as usual
+    finally:
+        signal.signal(signal.SIGTERM, usual)
 
 
 def test_steps_that_are_done_again_are_logged_once(make_trainer, tmp_path):
