@@ -11,6 +11,7 @@ from torch.autograd.graph import get_gradient_edge
 from llmsys.parallel import collectives
 from llmsys.parallel.buckets import Bucket, Piece
 from llmsys.parallel.collectives import Pending
+from llmsys.parallel.in_parts import make_whole, take_apart
 from llmsys.parallel.mesh import Axis
 
 Fill = Callable[[Mapping[str, Tensor]], None]
@@ -117,10 +118,12 @@ class Flat:
         if self._gathering is not None:
             self._gathering.wait()
             self._gathering = None
+            make_whole(self.parameters)
 
     def free(self) -> None:
         """`whole` and the parameters keep their shapes alone."""
         self.finish_gather()
+        take_apart(self.parameters)
         self.whole.untyped_storage().resize_(0)
 
     def send_back(self) -> None:

@@ -1,12 +1,16 @@
 """ZeRO-3: which parameters are whole, when, and what that sends and holds."""
 
+from copy import deepcopy
 from functools import partial
+from io import BytesIO
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from llmsys import parallel
+from llmsys import linear, parallel
 from llmsys.models.llama import PLAN, Llama, LlamaConfig
 from llmsys.parallel import Mesh
 from llmsys.parallel.zero import Zero
@@ -172,6 +176,58 @@ def reading(shape):
 def test_reading(shape):
     for messages in run(2, reading, shape):
         assert all("a Llama whose parameters are in parts, expected" in message for message in messages)
+
+
+# What a user may try of a parameter w, or of a module m that has it, where its numbers are elsewhere.
+READS = {
+    "add": lambda w, m: 1 + w,
+    "sum": lambda w, m: torch.sum(w),
+    "stack": lambda w, m: torch.stack([w, w]),
+    "row": lambda w, m: w[0],
+    "list": lambda w, m: w.tolist(),
+    "numpy": lambda w, m: w.numpy(),
+    "data": lambda w, m: w.data,
+    "detach": lambda w, m: w.detach(),
+    "address": lambda w, m: w.data_ptr(),
+    "transposed": lambda w, m: w.T,
+    "copy": lambda w, m: w.clone(),
+    "write": lambda w, m: w.copy_(torch.zeros(w.shape)),
+    "initialise": lambda w, m: nn.init.normal_(w),
+    "deepcopy": lambda w, m: deepcopy(w),
+    "save": lambda w, m: torch.save(w, BytesIO()),
+    "torch's linear": lambda w, m: F.linear(torch.ones(w.shape[1], dtype=w.dtype), w),
+    "linear": lambda w, m: linear(torch.ones(w.shape[1], dtype=w.dtype), w),
+    "module": lambda w, m: m(torch.ones(w.shape[1], dtype=w.dtype)),
+    "other type": lambda w, m: m.to(torch.bfloat16),
+}
+
+
+def reads_of_what_is_elsewhere():
+    model = Llama(SHAPE, dtype=torch.float64)
+    module = model.blocks[1].mlp.down
+    weight = module.weight
+    zero = Zero(model, parallel.connect(dp=2), stage=3, units=model.blocks)
+    for when in ("at first", "between a forward and its backward", "at last"):
+        for name, read in READS.items():
+            with pytest.raises(RuntimeError) as caught:
+                read(weight, module)
+            assert "a parameter of shape (12, 20), which is in parts on many ranks; expected" in str(caught.value), name
+        assert f"{weight}" == "a parameter of shape (12, 20) that is in parts on many ranks"
+        assert weight.shape == weight.size() == (12, 20) and weight.numel() == 240 and weight.dtype == torch.float64
+        assert isinstance(weight, nn.Parameter) and weight.requires_grad and {weight: 1}[weight] and weight.is_leaf
+        if when == "at first":
+            loss = model.loss(*batch())
+        elif when != "at last":
+            loss.backward()
+            zero.reduce()
+            check_gradients(zero, SHAPE)
+            zero.gather()
+    with zero.whole():
+        assert type(weight) is nn.Parameter and weight.sum().isfinite()
+
+
+def test_reads_of_what_is_elsewhere():
+    run(2, reads_of_what_is_elsewhere)
 
 
 # ---- backwards in parts, and wrong ones ----
