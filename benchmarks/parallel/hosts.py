@@ -164,7 +164,7 @@ class Hosts:
         """Send a signal to the process that torchrun started with RANK=`rank`, in whichever host it is."""
         pids = [pid for index in range(self.num_hosts) for pid in self.pids(index) if _has_rank(pid, rank)]
         if not pids:
-            raise ValueError(f"benchmarks.parallel.hosts: rank {rank}, expected one that runs")
+            raise ValueError(f"benchmarks.parallel.hosts: rank {rank}, expected one that runs now")
         _signal(min(pids), number)  # its children, which have its environment, came later
 
     def cut(self, index: int) -> None:
@@ -278,6 +278,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.restore is not None and (options.fault is None or options.fault[0] != "cut"):
         parser.error(f"--restore {options.restore:g} without --fault cut:HOST, expected both")
+    try:
+        statuses = _run(options)
+    except (ValueError, RuntimeError, TimeoutError) as error:
+        if not str(error).startswith("benchmarks."):
+            raise
+        sys.exit(str(error))
+    status = next(filter(None, statuses), 0)
+    return status if status >= 0 else 128 - status
+
+
+def _run(options: argparse.Namespace) -> list[int]:
+    """The command in each host, with its fault; their statuses."""
     with Hosts(options.hosts, rate_bits_per_s=options.rate) as hosts:
         for index in range(options.hosts):
             hosts.run(index, options.command)
@@ -291,9 +303,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     hosts.restore(target)
             else:
                 hosts.signal_rank(target, signal.SIGKILL if kind == "kill" else signal.SIGSTOP)
-        statuses = hosts.wait(timeout_s=options.timeout)
-    status = next(filter(None, statuses), 0)
-    return status if status >= 0 else 128 - status
+        return hosts.wait(timeout_s=options.timeout)
 
 
 if __name__ == "__main__":

@@ -194,6 +194,21 @@ def test_faults_of_the_command_line(capfd):
     assert tool.main(["--fault", "kill:1", "--after", "0.2", "--", *sleep]) == 128 + signal.SIGKILL
 
 
+@needs_hosts
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--fault", "kill:5", "--after", "0"], "rank 5, expected one that runs now"),
+        (["--fault", "cut:2", "--after", "0"], "link set port2 down: Cannot find device"),
+        (["--hosts", "0"], "num_hosts 0, expected 1 to 254"),
+        (["--timeout", "0.1"], r"hosts \[0, 1\] run after 0.1 s; killed"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_a_line(options, message):
+    with pytest.raises(SystemExit, match=rf"^benchmarks\.parallel\.hosts: .*{message}"):
+        tool.main([*options, "--", "sleep", "5"])
+
+
 def test_reasons(monkeypatch):
     reason = why_not.__wrapped__
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
