@@ -18,10 +18,10 @@ class Function(torch.autograd.Function):
     """Ops have subclasses of it of their own names."""
 
     @staticmethod
-    def forward(ctx: Any, op: Op, implementation: Impl, put_off: Any, *args: Any) -> Any:
+    def forward(ctx: Any, op: Op, implementation: Impl, apart: Any, *args: Any) -> Any:
         results = implementation.forward(*args)
         op._save(ctx, args, results)
-        ctx.op, ctx.implementation, ctx.put_off = op, implementation, put_off
+        ctx.op, ctx.implementation, ctx.apart = op, implementation, apart
         return op._public(results)
 
     @staticmethod
@@ -29,9 +29,9 @@ class Function(torch.autograd.Function):
         op = ctx.op
         # create_graph=True: only the reference's formula can itself be differentiated.
         implementation = op.implementations["reference"] if torch.is_grad_enabled() else ctx.implementation
-        if ctx.put_off is not None:
-            return None, None, None, *op._backward_in_parts(ctx, grads, implementation, ctx.needs_input_grad[3:])
+        if ctx.apart is not None:
+            return None, None, None, *ctx.apart.backward(op, ctx, grads, implementation, ctx.needs_input_grad[3:])
         run = implementation.backward
         if implementation.backward_once is not None and not _keeps_graph():
             run = implementation.backward_once
-        return None, None, None, *op._backward(ctx, grads, run, ctx.needs_input_grad[3:])
+        return None, None, None, *op.backward(ctx, grads, run, ctx.needs_input_grad[3:])

@@ -23,7 +23,8 @@ class Impl:
     the call to an implementation further down the list; one that is forced runs all the same. `backward_once`, where
     there is one, is `backward` for when nobody reads what was saved after it: it may write over what `forward` made.
     `backward_in_parts`, where there is one, gives what `backward` does in two, and makes but once what both need: the
-    results without the gradients of weights that can wait, and a function that gives the results with those alone.
+    results without the gradients of weights that can wait, and a function that gives the results with those alone, each
+    as a tensor or as a `Product`.
     """
 
     name: str

@@ -16,16 +16,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from operator import itemgetter, or_
+from operator import itemgetter
 from typing import Any
 
 import torch
 
 from llmsys import env
+from llmsys.ops._apart import set_apart
 from llmsys.ops._function import Function
 from llmsys.ops._impl import Explanation, Impl, first_tensor, triton
 from llmsys.ops._schema import Schema
-from llmsys.ops.deferred import Later, active as _deferring
 
 __all__ = [
     "Explanation",
@@ -77,7 +77,8 @@ class Op:
         implementations: list[Impl],
         # {"residual": "dx"}: dx is residual's gradient as well; {"residual": "dy"}: it is what arrives at y
         shared_gradients: dict[str, str] | None = None,
-        # The weights whose gradients can wait (llmsys.ops.deferred); tensors alone come before them in the schemas
+        # The weights whose gradients can wait, or go to a sink (llmsys.ops.deferred, .sink); tensors alone come before
+        # them in the schemas
         deferrable: tuple[str, ...] = (),
     ) -> None:
         self.name = name
@@ -88,7 +89,7 @@ class Op:
         self._explained: set[str] = set()
         arguments = self.forward_schema.arguments
         self.written = [i for i, argument in enumerate(arguments) if argument.written]
-        self._tensors = [i for i, argument in enumerate(arguments) if argument.type in ("Tensor", "Tensor?")]
+        self.tensors = [i for i, argument in enumerate(arguments) if argument.type in ("Tensor", "Tensor?")]
         self._starts_with_tensor = arguments[0].type == "Tensor"
         self.differentiable: list[int] = []  # the arguments that get a gradient
         self.deferrable = [self.forward_schema.names.index(name) for name in deferrable]
@@ -138,7 +139,7 @@ class Op:
     def __call__(self, *args: Any, out: Any = None) -> Any:
         """Run on `args`, which the public function has checked: every argument of the schema, in order."""
         needs_grad, plain = False, not _is_compiling()
-        for i in self._tensors:
+        for i in self.tensors:
             tensor = args[i]
             if tensor is not None:
                 needs_grad = needs_grad or tensor.requires_grad
@@ -162,10 +163,10 @@ class Op:
                     f"llmsys.{self.name}: out= given while a gradient is recorded, expected none; "
                     "use torch.no_grad() or tensors without requires_grad"
                 )
-            put_off = None
-            if self.deferrable and (later := _deferring()) is not None:
-                args, put_off = self._put_off(later, args)
-            return self._record(self, implementation, put_off, *args)
+            apart = None
+            if self.deferrable:
+                args, apart = set_apart(self, args)
+            return self._record(self, implementation, apart, *args)
         if implementation.infer is not None:
             return implementation.infer(*args, out=out)
         return self._public(implementation.forward(*args, out=out))
@@ -211,7 +212,7 @@ class Op:
         self._record = super(torch.autograd.Function, function).apply  # type: ignore[misc]
         torch.library.register_autograd(
             f"llmsys::{self.name}",
-            lambda ctx, *grads: self._backward(ctx, grads, self.backward_node, ctx.needs_input_grad),
+            lambda ctx, *grads: self.backward(ctx, grads, self.backward_node, ctx.needs_input_grad),
             setup_context=lambda ctx, inputs, output: self._save(ctx, inputs, output),
             lib=_library,
         )
@@ -225,13 +226,13 @@ class Op:
         if self.num_public > 1:  # a result that nothing reads gets no gradient: remember the zeros that it stands for
             ctx.likes = [(result.shape, result.dtype, result.device) for result in results[: self.num_public]]
 
-    def _backward(self, ctx: Any, grads: tuple, run: Callable, needed: tuple[bool, ...]) -> tuple:
+    def backward(self, ctx: Any, grads: tuple, run: Callable, needed: tuple[bool, ...]) -> tuple:
         if all(grad is None for grad in grads):
             return (None,) * len(self._gradient_of)
-        results = run(*self._arguments(ctx, ctx.saved_tensors, grads, needed))
-        return self._gradients(results, grads, needed)
+        results = run(*self.arguments(ctx, ctx.saved_tensors, grads, needed))
+        return self.gradients(results, grads, needed)
 
-    def _arguments(self, ctx: Any, saved: tuple, grads: tuple, needed: tuple[bool, ...]) -> list:
+    def arguments(self, ctx: Any, saved: tuple, grads: tuple, needed: tuple[bool, ...]) -> list:
         """Those of the implementation's backward."""
         args = []
         for kind, i in self._backward_plan:
@@ -248,39 +249,12 @@ class Op:
                 args.append(None if grads[i] is None else grads[i].resolve_neg())
         return args
 
-    def _gradients(self, results: Any, grads: tuple, needed: tuple[bool, ...]) -> tuple:
+    def gradients(self, results: Any, grads: tuple, needed: tuple[bool, ...]) -> tuple:
         """Of each argument of the forward, where it is needed."""
         results = (*results, *grads) if isinstance(results, (tuple, list)) else (results, *grads)
         return tuple(
             results[i] if i is not None and need else None for i, need in zip(self._gradient_of, needed, strict=True)
         )
-
-    def _put_off(self, later: Later, args: tuple) -> tuple[tuple, tuple[Later, dict[int, Any]] | None]:
-        """The arguments with weights that can wait cut out of the graph, and those weights by index."""
-        leaves = {i: args[i] for i in self.deferrable if args[i].requires_grad}
-        others = [args[i] for i in self._tensors if i not in leaves and args[i] is not None]
-        alone = not any(tensor.requires_grad for tensor in others)  # nothing would call for the backward
-        if alone or not leaves or not all(leaf.is_leaf for leaf in leaves.values()):
-            return args, None
-        return tuple(arg.detach() if i in leaves else arg for i, arg in enumerate(args)), (later, leaves)
-
-    def _backward_in_parts(self, ctx: Any, grads: tuple, implementation: Impl, needed: tuple[bool, ...]) -> tuple:
-        """The gradients of what is in the graph; those of the weights cut out of it are put off."""
-        if all(grad is None for grad in grads):
-            return (None,) * len(needed)
-        (later, leaves), saved = ctx.put_off, ctx.saved_tensors
-        late = tuple(i in leaves for i in range(len(needed)))
-        if implementation.backward_in_parts is None:
-            results = implementation.backward(*self._arguments(ctx, saved, grads, needed))  # type: ignore[misc]
-            args = self._arguments(ctx, saved, grads, late)
-            finish = lambda: implementation.backward(*args)  # type: ignore[misc] # noqa: E731
-        else:
-            both = tuple(map(or_, needed, late))
-            results, finish = implementation.backward_in_parts(*self._arguments(ctx, saved, grads, both))
-        later.put_off(
-            tuple(leaves.values()), lambda: [g for g in self._gradients(finish(), grads, late) if g is not None]
-        )
-        return self._gradients(results, grads, needed)
 
     # ---- torch.library node ----
 

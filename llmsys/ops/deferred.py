@@ -27,13 +27,13 @@ class Later:
     """What the backward of one graph has put off."""
 
     def __init__(self) -> None:
-        self._put_off: list[tuple[Sequence[Tensor], Callable[[], Sequence[Tensor]]]] = []
+        self._put_off: list[tuple[Sequence[Tensor], Callable[[], Sequence[Tensor | None]]]] = []
 
     def __len__(self) -> int:
         return len(self._put_off)
 
-    def put_off(self, leaves: Sequence[Tensor], make: Callable[[], Sequence[Tensor]]) -> None:
-        """`make()` gives the gradients of `leaves`."""
+    def put_off(self, leaves: Sequence[Tensor], make: Callable[[], Sequence[Tensor | None]]) -> None:
+        """`make()` gives the gradients of `leaves`, or None where it did something else with one."""
         self._put_off.append((leaves, make))
 
     def finish(self) -> None:
@@ -47,7 +47,7 @@ class _Late(torch.autograd.Function):
     """Nothing, of which the gradient is what `make` gives."""
 
     @staticmethod
-    def forward(ctx: Any, make: Callable[[], Sequence[Tensor]], *leaves: Tensor) -> Tensor:
+    def forward(ctx: Any, make: Callable[[], Sequence[Tensor | None]], *leaves: Tensor) -> Tensor:
         ctx.make = make
         return leaves[0].new_empty(())
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
+from llmsys.ops.sink import Product
 from llmsys.parallel import collectives
 from llmsys.parallel.buckets import Bucket, Piece
 from llmsys.parallel.collectives import Pending
@@ -171,13 +172,13 @@ class Flat:
         as_found = view.dtype == found.dtype and self._scale == 1
         parameter.grad = view if self.keeps_gradients and as_found else None
 
-    def add_product(self, index: int, dy: Tensor, x: Tensor) -> None:
-        """dyᵀ·x is of a parameter's gradient. The rows of both go together."""
+    def add_product(self, index: int, product: Product) -> None:
+        """It is of a parameter's gradient."""
         view = self._room(index)
         if index in self._blank:  # a product is quicker where the caches are warm, and its copy costs little
-            torch.mul(dy.t() @ x, self._scale, out=view)
+            torch.mul(product.make(), self._scale, out=view)
         else:
-            view.addmm_(dy.t(), x, alpha=self._scale)
+            product.add_to(view, self._scale)
         self._blank.discard(index)
 
     def add_rows(self, index: int, dy: Tensor, ids: Tensor) -> None:

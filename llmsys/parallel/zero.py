@@ -28,12 +28,12 @@ import torch
 from torch import Tensor, nn
 
 from llmsys.memory.offload import Ferry
+from llmsys.ops.sink import Sink
 from llmsys.parallel import collectives
 from llmsys.parallel.buckets import Piece, buckets_of
 from llmsys.parallel.flat import Fill, Flat
 from llmsys.parallel.mesh import Axis, Mesh
 from llmsys.parallel.offloaded import OffloadedFlat
-from llmsys.parallel.product import Sink
 from llmsys.parallel.units import Unit, Units
 
 BUCKET_BYTES = 25 << 20

@@ -14,6 +14,7 @@ CONFIG = LlamaConfig(vocab_size=13, dim=8, num_layers=2, num_heads=2, num_kv_hea
 DIRECT = {
     "embedding.weight",
     *(f"blocks.{i}.attention.{name}.weight" for i in (0, 1) for name in ("wq", "wk", "wv", "wo")),
+    *(f"blocks.{i}.mlp.{name}.weight" for i in (0, 1) for name in ("gate", "up", "down")),
 }
 
 

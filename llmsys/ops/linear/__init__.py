@@ -16,7 +16,13 @@ OP = Op(
     "bool needs_dweight, bool needs_dbias) -> (Tensor dx, Tensor dweight, Tensor dbias)",
     implementations=[
         native.CPU,
-        Impl("torch", torch_gemm.forward, torch_gemm.backward, torch_gemm.why_not),
+        Impl(
+            "torch",
+            torch_gemm.forward,
+            torch_gemm.backward,
+            torch_gemm.why_not,
+            backward_in_parts=torch_gemm.backward_in_parts,
+        ),
         triton("llmsys.ops.linear.triton_kernels"),
         Impl("reference", reference.forward, reference.backward),
     ],

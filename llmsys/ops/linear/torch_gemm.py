@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
+from llmsys.ops._matmul import rows, torch_matmul
 from llmsys.ops.linear import reference
+from llmsys.ops.sink import Product
 
 
 def why_not(
@@ -42,7 +47,14 @@ def forward(
     return (y.contiguous() if out is None else out.copy_(y)), pre
 
 
-def backward(
+def backward(*args: Any, out: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(dx, dweight, dbias), without elements where not needed; `out`, where given, is dx."""
+    (dx, nothing, dbias), weights = backward_in_parts(*args, out=out)
+    _, dweight, _ = weights()
+    return dx, dweight.make() if isinstance(dweight, Product) else nothing, dbias
+
+
+def backward_in_parts(
     dy: torch.Tensor,
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -52,14 +64,17 @@ def backward(
     needs_dx: bool,
     needs_dweight: bool,
     needs_dbias: bool,
+    *,
     out: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(dx, dweight, dbias), without elements where not needed; `out`, where given, is dx."""
+) -> tuple[tuple[torch.Tensor, ...], Callable[[], tuple[torch.Tensor | Product, ...]]]:
+    """(dx, nothing, dbias), and what gives (nothing, dweight, nothing)."""
     wide = torch.promote_types(x.dtype, torch.float32)
     dz = dy if activation is None else (dy * reference.slope(pre.to(wide), activation)).to(x.dtype)
-    dz_rows, x_rows = (torch.atleast_2d(tensor).flatten(0, -2) for tensor in (dz, x))
+    dz_rows, x_rows = rows(dz), rows(x)
     nothing = x.new_empty(0)
     dx = torch.matmul(dz, weight).contiguous() if needs_dx else nothing
-    dweight = (dz_rows.t() @ x_rows).contiguous() if needs_dweight else nothing
     dbias = dz_rows.sum(0, dtype=wide).to(x.dtype) if needs_dbias else nothing
-    return (dx if out is None or not needs_dx else out.copy_(dx)), dweight, dbias
+    if out is not None and needs_dx:
+        dx = out.copy_(dx)
+    dweight = Product(torch_matmul, dz_rows.t(), x_rows) if needs_dweight else nothing
+    return (dx, nothing, dbias), lambda: (nothing, dweight, nothing)

@@ -11,6 +11,7 @@ from llmsys.ops._matmul import Matmul, rows
 from llmsys.ops._op import Impl, Op
 from llmsys.ops.geglu import OP as GEGLU
 from llmsys.ops.reglu import OP as REGLU
+from llmsys.ops.sink import Product
 from llmsys.ops.swiglu import OP as SWIGLU
 
 # Activation → the op that computes f(gate) · up, and what it takes besides the two.
@@ -72,7 +73,7 @@ def implementation(name: str, matmul: Matmul, **when: Any) -> Impl:
         needs_ddown_weight: bool,
         *,
         out: Tensor | None = None,
-    ) -> tuple[tuple[Tensor, ...], Callable[[], tuple[Tensor, ...]]]:
+    ) -> tuple[tuple[Tensor, ...], Callable[[], tuple[Tensor | Product, ...]]]:
         """(dx and nothing else), and what gives (nothing, dgate_weight, dup_weight, ddown_weight)."""
         glu, options = GLUS[activation]
         kernels = glu.select(gate, up, *options)
@@ -86,19 +87,19 @@ def implementation(name: str, matmul: Matmul, **when: Any) -> Impl:
             flat = matmul(dgate, gate_weight, None if out is None else out.view(rows_of_x.shape))
             dx = matmul(dup, up_weight, flat, add=True).view(x.shape)
 
-        def weights() -> tuple[Tensor, ...]:
-            dgate_weight = matmul(dgate.T, rows_of_x) if needs_dgate_weight else nothing
-            dup_weight = matmul(dup.T, rows_of_x) if needs_dup_weight else nothing
+        def weights() -> tuple[Tensor | Product, ...]:
+            dgate_weight = Product(matmul, dgate.T, rows_of_x) if needs_dgate_weight else nothing
+            dup_weight = Product(matmul, dup.T, rows_of_x) if needs_dup_weight else nothing
             if not needs_ddown_weight:
                 return nothing, dgate_weight, dup_weight, nothing
             h = rows(kernels.forward(gate, up, *options))
-            return nothing, dgate_weight, dup_weight, matmul(dy.T, h)
+            return nothing, dgate_weight, dup_weight, Product(matmul, dy.T, h)
 
         return (dx, nothing, nothing, nothing), weights
 
     def backward(*args: Any, out: Tensor | None = None) -> tuple[Tensor, ...]:
         """(dx, dgate_weight, dup_weight, ddown_weight), without elements where not needed."""
         (dx, *_), weights = backward_in_parts(*args, out=out)
-        return dx, *weights()[1:]
+        return dx, *(each.make() if isinstance(each, Product) else each for each in weights()[1:])
 
     return Impl(name, forward, backward, infer=infer, backward_in_parts=backward_in_parts, **when)
