@@ -1,4 +1,4 @@
-"""Three steps of training in a layout beside the same on one process: how far apart they are."""
+"""Three steps of training in a layout beside the same on one process, on the CPU: how far apart they are."""
 
 from __future__ import annotations
 
@@ -26,18 +26,17 @@ def a_llama(num_layers: int, *, tied_head: bool) -> nn.Module:
     return llama.Llama(config, dtype=torch.float64)
 
 
-def a_gpt2(num_layers: int) -> nn.Module:
-    config = gpt2.GPT2Config(
-        vocab_size=VOCAB, dim=16, num_layers=num_layers, num_heads=4, max_sequence_length=LENGTH + 1
-    )
-    return gpt2.GPT2(config, dtype=torch.float64)
+def a_gpt2(num_layers: int, *, dropout: float) -> nn.Module:
+    sizes = {"dim": 16, "num_heads": 4, "max_sequence_length": LENGTH + 1, "dropout": dropout}
+    return gpt2.GPT2(gpt2.GPT2Config(vocab_size=VOCAB, num_layers=num_layers, **sizes), dtype=torch.float64)
 
 
 # Name → a model of that many layers, in float64, and its plan.
 MODELS: dict[str, tuple[Callable[[int], nn.Module], dict]] = {
     "llama": (partial(a_llama, tied_head=True), llama.PLAN),
     "llama-untied": (partial(a_llama, tied_head=False), llama.PLAN),
-    "gpt2": (a_gpt2, gpt2.PLAN),
+    "gpt2": (partial(a_gpt2, dropout=0.0), gpt2.PLAN),
+    "gpt2-dropout": (partial(a_gpt2, dropout=0.2), gpt2.PLAN),
 }
 
 
@@ -73,44 +72,51 @@ def num_layers(layout: Layout) -> int:
 
 
 @cache
-def alone(name: str, layers: int) -> Alone:
+def alone(name: str, layers: int, micros: int) -> Alone:
     model = MODELS[name][0](layers)
     adamw = torch.optim.AdamW(model.parameters(), lr=1e-2)
     losses, norms, gradients = [], [], []
-    for tokens, targets in batches():
-        losses.append(model.loss(tokens, targets))
-        losses[-1].backward()
+    for step, batch in enumerate(batches()):
+        losses.append(torch.zeros((), dtype=torch.float64))
+        for micro, (tokens, targets) in enumerate(zip(*(x.chunk(micros) for x in batch), strict=True)):
+            model.at(step, micro)
+            loss = model.loss(tokens, targets) / micros
+            loss.backward()
+            losses[-1] += loss.detach()
         gradients.append({name: p.grad.clone() for name, p in model.named_parameters()})
         norms.append(nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM))
         adamw.step()
         adamw.zero_grad()
-    return Alone(torch.stack(losses).detach(), torch.stack(norms), gradients, model.state_dict())
+    return Alone(torch.stack(losses), torch.stack(norms), gradients, model.state_dict())
 
 
-def in_parts(layout: Layout) -> Part:
-    mesh = connect(**mesh_sizes(layout), timeout_s=120.0)
+def in_parts(layout: Layout, device: str) -> Part:
+    mesh = connect(**mesh_sizes(layout), device=device, timeout_s=120.0)
     build, plan = MODELS[layout["model"]]
-    with torch.device("meta" if layout["meta"] else "cpu"):
+    with torch.device("meta" if layout["meta"] else device):
         model = build(num_layers(layout))
     parallel = parallelize(
         *(model, plan, mesh),
         chunks_per_stage=None if SCHEDULES[layout["schedule"]].chunks_per_stage else 2,
         bucket_bytes=2000,
-        seed=0 if layout["meta"] else None,
+        **({"seed": 0, "device": device} if layout["meta"] else {}),
         **{name: layout[name] for name in OPTIONS},
     )
+    on_cpu = partial(torch.Tensor.to, device="cpu", copy=True)
     adamw, losses, norms, gradients = torch.optim.AdamW(parallel.shards(), lr=1e-2), [], [], []
     for batch in batches():
-        mine = batch.chunk(mesh.data.size, 1)[mesh.data.rank]
+        mine = batch.to(device).chunk(mesh.data.size, 1)[mesh.data.rank]
         micros = list(zip(*(x.chunk(layout["micros"]) for x in mine), strict=True))
         losses.append(parallel.backward(micros))
-        gradients.append({piece.name: (start, part.clone()) for piece, start, part in parallel.zero.gradients()})
+        gradients.append(
+            {piece.name: (start, part.to("cpu", copy=True)) for piece, start, part in parallel.zero.gradients()}
+        )
         norms.append(parallel.clip_grad_norm(MAX_NORM))
         adamw.step()
         parallel.gather()
     with parallel.whole():
-        weights = {name: (0, weight.flatten().clone()) for name, weight in model.state_dict().items()}
-    return Part(torch.stack(losses), torch.stack(norms), gradients, weights, parallel.cut)
+        weights = {name: (0, on_cpu(weight.flatten())) for name, weight in model.state_dict().items()}
+    return Part(torch.stack(losses).cpu(), torch.stack(norms).cpu(), gradients, weights, parallel.cut)
 
 
 def mesh_sizes(layout: Layout) -> dict[str, int]:
@@ -120,12 +126,15 @@ def mesh_sizes(layout: Layout) -> dict[str, int]:
     return sizes
 
 
-def errors(layout: Layout) -> dict[str, float]:
+def errors(layout: Layout, device: str = "cpu") -> dict[str, float]:
     """The largest difference of losses, norms, gradients and weights, as a share of the largest value of each tensor.
 
     Every element of every gradient and weight must be on some rank. NaN where something is.
     """
-    one, parts = alone(layout["model"], num_layers(layout)), run(size_of(layout), in_parts, layout)
+    # What is dropped of a microbatch is the same in every layout that has the same ones.
+    micros = layout["micros"] * layout["replicate"] * layout["shard"] if "dropout" in layout["model"] else 1
+    one = alone(layout["model"], num_layers(layout), micros)
+    parts = run(size_of(layout), in_parts, layout, device, backend="nccl" if device == "cuda" else "gloo")
     found = {
         "losses": [_apart(torch.stack([part.losses for part in parts]).mean(0), one.losses)],
         "norms": [_apart(part.norms, one.norms) for part in parts],

@@ -46,6 +46,11 @@ ALL_AXES: Dimensions = {
 BOUND = (*MESH, "micros", "sequence_parallel", "overlap_chunks")  # what `possible` asks for; the rest is free
 
 
+def layout_of(**choices: Any) -> Layout:
+    """These, and of the rest what each dimension begins with: one process."""
+    return {name: values[0] for name, values in DIMENSIONS.items()} | choices
+
+
 def size_of(layout: Layout) -> int:
     """How many ranks it has."""
     return prod(layout[name] for name in MESH)

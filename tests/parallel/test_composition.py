@@ -3,7 +3,7 @@
 import pytest
 
 from tests.parallel.composition import TOLERANCE, errors
-from tests.parallel.layouts import ALL_AXES, DIMENSIONS, covering, name_of
+from tests.parallel.layouts import ALL_AXES, DIMENSIONS, covering, layout_of, name_of
 from tests.parallel.sweep import sweep
 
 CASES = covering(DIMENSIONS, 2) + covering(ALL_AXES, 2)
@@ -14,6 +14,20 @@ def test_equals_one_process(layout):
     """Losses, norms, every gradient of every step, and the weights after three."""
     found = errors(layout)
     assert all(error <= TOLERANCE for error in found.values()), found
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        {"tp": 2, "sequence_parallel": True, "overlap_chunks": 2},
+        {"tp": 4, "recompute": "selective"},
+        {"pp": 2, "shard": 2, "zero": 1, "schedule": "zb_h1", "recompute": "full"},
+        {"pp": 2, "tp": 2, "shard": 2, "zero": 3, "sequence_parallel": True, "recompute": "full", "overlap_chunks": 2},
+    ],
+    ids=str,
+)
+def test_dropout_is_that_of_one_process(choices):
+    test_equals_one_process(layout_of(model="gpt2-dropout", micros=2, **choices))
 
 
 @pytest.mark.sweep

@@ -1,4 +1,4 @@
-"""GPT-2, whose two ends share the embedding; models that have no memory before they are cut."""
+"""Models that have no memory before they are cut."""
 
 import dataclasses
 import weakref
@@ -14,95 +14,6 @@ from llmsys.parallel import Mesh, connect, parallelize, tensor
 from tests.parallel.ranks import run
 
 SHAPE = GPT2Config(vocab_size=32, dim=16, num_layers=4, num_heads=4, max_sequence_length=8)
-STEPS, ROWS, LENGTH, MAX_NORM = 3, 8, 8, 0.05
-TOLERANCE = {"rtol": 0, "atol": 1e-10}
-
-
-def batches():
-    generator = torch.Generator().manual_seed(2)
-    return [torch.randint(32, (2, ROWS, LENGTH), generator=generator) for _ in range(STEPS)]
-
-
-def alone(shape=SHAPE, micros=1):
-    model = GPT2(shape, dtype=torch.float64)
-    adamw, losses, norms = torch.optim.AdamW(model.parameters(), lr=1e-2), [], []
-    for step, batch in enumerate(batches()):
-        losses.append(torch.zeros((), dtype=torch.float64))
-        for micro, (tokens, targets) in enumerate(zip(*(each.chunk(micros) for each in batch), strict=True)):
-            model.at(step, micro)
-            loss = model.loss(tokens, targets) / micros
-            loss.backward()
-            losses[-1] += loss.detach()
-        norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM))
-        adamw.step()
-        adamw.zero_grad()
-    return torch.stack(losses), torch.stack(norms), model.state_dict()
-
-
-def in_parts(shape, sizes, zero, micros, sequence_parallel, options):
-    mesh = connect(**sizes)
-    model = GPT2(shape, dtype=torch.float64)
-    parallel = parallelize(
-        *(model, PLAN, mesh), zero=zero, sequence_parallel=sequence_parallel, bucket_bytes=2000, **options
-    )
-    adamw, losses, norms = torch.optim.AdamW(parallel.shards(), lr=1e-2), [], []
-    for batch in batches():
-        tokens, targets = batch.chunk(mesh.data.size, 1)[mesh.data.rank]
-        losses.append(parallel.backward(list(zip(tokens.chunk(micros), targets.chunk(micros), strict=True))))
-        norms.append(parallel.clip_grad_norm(MAX_NORM))
-        adamw.step()
-        parallel.gather()
-    with parallel.whole():
-        weights = {name: weight.clone() for name, weight in model.state_dict().items()}
-    return torch.stack(losses), torch.stack(norms), weights, parallel.cut
-
-
-@pytest.mark.parametrize(
-    "sizes, zero, micros, sequence_parallel, options",
-    [
-        ({"pp": 2, "tp": 2}, 1, 4, True, {"schedule": "zb_h1", "overlap_chunks": 2}),
-        ({"pp": 4}, 0, 4, False, {}),
-        ({"tp": 2}, 0, 2, True, {"overlap_chunks": 2, "recompute": "selective"}),
-        ({"tp": 2}, 0, 1, False, {"overlap_chunks": 3, "recompute": "full"}),
-        ({"pp": 2, "tp": 2, "dp": 2}, 2, 2, True, {}),
-        ({"pp": 2, "dp": 2}, 3, 2, False, {"recompute": "full"}),
-        ({"dp": 2}, 3, 2, False, {"recompute": "selective"}),
-    ],
-    ids=str,
-)
-def test_gpt2_equals_one_process(sizes, zero, micros, sequence_parallel, options):
-    check(alone(), run(Mesh(**sizes).size, in_parts, SHAPE, sizes, zero, micros, sequence_parallel, options))
-
-
-# A microbatch is the same rows in every layout of as many of them, and what is dropped of it too.
-@pytest.mark.parametrize(
-    "sizes, zero, micros, sequence_parallel, options",
-    [
-        ({"tp": 2}, 0, 2, True, {"overlap_chunks": 2}),
-        ({"tp": 4}, 0, 2, False, {"recompute": "selective"}),
-        ({"pp": 2, "dp": 2}, 1, 2, False, {"schedule": "zb_h1", "recompute": "full"}),
-        ({"pp": 2, "tp": 2, "dp": 2}, 3, 2, True, {"recompute": "full", "overlap_chunks": 2}),
-    ],
-    ids=str,
-)
-def test_dropout_is_that_of_one_process(sizes, zero, micros, sequence_parallel, options):
-    shape = dataclasses.replace(SHAPE, dropout=0.2)
-    found = run(Mesh(**sizes).size, in_parts, shape, sizes, zero, micros, sequence_parallel, options)
-    check(alone(shape, micros * sizes.get("dp", 1)), found)
-
-
-def check(expected, found):
-    """The losses, norms and weights of one process."""
-    losses, norms, weights = expected
-    torch.testing.assert_close(torch.stack([each[0] for each in found]).mean(0), losses, **TOLERANCE)
-    for _, their_norms, theirs, cut in found:
-        torch.testing.assert_close(their_norms, norms, **TOLERANCE)
-        for name, weight in theirs.items():
-            expected = cut[name].of(weights[name]) if name in cut else weights[name]
-            torch.testing.assert_close(weight, expected, **TOLERANCE, msg=lambda text, name=name: f"{name} {text}")
-    assert set().union(*(theirs for _, _, theirs, _ in found)) == weights.keys()
-
-
 WIDE = GPT2Config(vocab_size=64, dim=64, num_layers=4, num_heads=4, max_sequence_length=8)
 
 
@@ -215,24 +126,6 @@ def test_frozen_weights_start_too():
         model = on_meta()
         model.embedding.requires_grad_(False)
         check_start(model, parallelize(model, PLAN, Mesh(tp=2), zero=zero, seed=4), whole)
-
-
-def trained(sizes):
-    """Loss and norm of a first step."""
-    mesh = connect(**sizes)
-    model = on_meta(SHAPE, torch.float64)
-    parallel = parallelize(model, PLAN, mesh, seed=0, sequence_parallel=True)
-    tokens, targets = batches()[0]
-    loss = parallel.backward([(tokens, targets)])
-    return loss, parallel.clip_grad_norm(MAX_NORM)
-
-
-def test_a_model_without_memory_trains():
-    """Gradients that ranks must add are added."""
-    losses, norms, _ = alone()
-    for loss, norm in run(2, trained, {"tp": 2}):
-        torch.testing.assert_close(loss, losses[0], **TOLERANCE)
-        torch.testing.assert_close(norm, norms[0], **TOLERANCE)
 
 
 def test_errors_of_models_without_memory():
