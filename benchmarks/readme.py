@@ -3,14 +3,15 @@
     python -m benchmarks.readme            rewrite the tables
     python -m benchmarks.readme --check    exit code 1 if they are not what the records say
 
-`<!-- status -->` … `<!-- /status -->` holds what `llmsys doctor --record` found, on every machine that has a record;
-`<!-- bars: benchmarks/records/<machine>/<date>-bars.json -->` … `<!-- /bars -->` the bars of the record it names;
-`<!-- occupancy: benchmarks/records/<machine>/<date>-occupancy.json -->` … `<!-- /occupancy -->` what kernels compiled
-for a GPU ask of it;
-`<!-- step: benchmarks/records/<machine>/<date>-train.json -->` … `<!-- /step -->` a whole step's contenders, and where
-ours spends its time;
-`<!-- parallel: benchmarks/records/<machine>/<date>-parallel-peers.json -->` … `<!-- /parallel -->` a step on several
-ranks beside each peer's.
+`<!-- status -->` … `<!-- /status -->` holds what `llmsys doctor --record` found, on every machine that has a record.
+`<!-- NAME: benchmarks/records/<machine>/<date>-….json -->` … `<!-- /NAME -->` holds what that record says:
+
+    bars          of ops, beside what they measured
+    occupancy     what kernels compiled for a GPU ask of it
+    step          a whole step's contenders, and where ours spends its time
+    parallel      a step on several ranks beside each peer's
+    layouts       loss curves of a job in several layouts, and how far each is from one process
+    composition   how many layouts were compared with one process, and how near they are
 """
 
 import re
@@ -18,13 +19,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from llmsys.perf.report import CHECKOUT, read_record
+from llmsys.perf.report import CHECKOUT, Row, read_record
 
 COLUMNS = ("subject", "promise", "measured", "status")
-BARS = re.compile(r"(<!-- bars: (?P<record>\S+) -->\n).*?(<!-- /bars -->)", re.DOTALL)
-STEP = re.compile(r"(<!-- step: (?P<record>\S+) -->\n).*?(<!-- /step -->)", re.DOTALL)
-PARALLEL = re.compile(r"(<!-- parallel: (?P<record>\S+) -->\n).*?(<!-- /parallel -->)", re.DOTALL)
-OCCUPANCY = re.compile(r"(<!-- occupancy: (?P<record>\S+) -->\n).*?(<!-- /occupancy -->)", re.DOTALL)
+Content = dict[str, Any]
+BLOCK = re.compile(r"(<!-- (?P<name>\w+): (?P<record>\S+) -->\n).*?(<!-- /(?P=name) -->)", re.DOTALL)
 STATUS = re.compile(r"(<!-- status -->\n).*?(<!-- /status -->)", re.DOTALL)
 IMPLEMENTATIONS = {
     "cpu[baseline]": "baseline x86-64",
@@ -39,16 +38,20 @@ IMPLEMENTATIONS = {
 
 
 def rendered(readme: str, root: Path) -> str:
-    """`readme` with every marked table made anew.
+    """`readme` with all that is marked made anew.
 
-    Errors     ValueError if there is no marker, or a record has no bars
+    Errors     ValueError if there is no marker, one of a name that is none, or a record has no bars
     """
-    if not BARS.search(readme):
+    if not BLOCK.search(readme):
         raise ValueError("benchmarks.readme: no marker, expected <!-- bars: PATH --> … <!-- /bars -->")
-    readme = BARS.sub(lambda found: found[1] + _bars(root / found["record"]) + found[3], readme)
-    readme = STEP.sub(lambda found: found[1] + _step(root / found["record"]) + found[3], readme)
-    readme = PARALLEL.sub(lambda found: found[1] + _parallel(root / found["record"]) + found[3], readme)
-    readme = OCCUPANCY.sub(lambda found: found[1] + _occupancy(root / found["record"]) + found[3], readme)
+
+    def block(found: re.Match) -> str:
+        if found["name"] not in BLOCKS:
+            raise ValueError(f"benchmarks.readme: marker {found['name']!r}, expected one of {', '.join(BLOCKS)}")
+        content, rows = read_record(root / found["record"])
+        return found[1] + BLOCKS[found["name"]](content, rows, found["record"]) + found[4]
+
+    readme = BLOCK.sub(block, readme)
     return STATUS.sub(lambda found: found[1] + _status(root / "benchmarks" / "records") + found[2], readme)
 
 
@@ -75,7 +78,7 @@ def _status(records: Path) -> str:
     return "\n".join(["", *lines, "", "; ".join(used[place] for place in places) + ".", ""])
 
 
-def _place(content: dict[str, Any], implementation: str) -> str:
+def _place(content: Content, implementation: str) -> str:
     """The card or the processor on which an implementation ran."""
     machine = content["machine"]
     if implementation in ("triton", "cuda") and machine["gpus"]:
@@ -83,24 +86,22 @@ def _place(content: dict[str, Any], implementation: str) -> str:
     return re.sub(r"\(R\)", "", machine["cpu"])
 
 
-def _run(content: dict[str, Any]) -> str:
+def _run(content: Content) -> str:
     commit = (content["commit"] or "unknown commit")[:12] + (" with uncommitted changes" if content["dirty"] else "")
     return f"{content['date'][:10]}, torch {content['torch']}, {commit}"
 
 
-def _bars(path: Path) -> str:
-    content, _ = read_record(path)
+def _bars(content: Content, rows: list[Row], record: str) -> str:
     if not content.get("bars"):
         raise ValueError(
-            f"benchmarks.readme: {path} has no bars, expected a record of `llmsys bench ops --bars --record`"
+            f"benchmarks.readme: {record} has no bars, expected a record of `llmsys bench ops --bars --record`"
         )
     lines = ["| what | bar | measured | |", "|---|---|---|---|"]
     lines += ["| " + " | ".join(bar[key] for key in COLUMNS) + " |" for bar in content["bars"]]
     return "\n".join([_origin(content), "", *lines, ""])
 
 
-def _occupancy(path: Path) -> str:
-    content, _ = read_record(path)
+def _occupancy(content: Content, rows: list[Row], record: str) -> str:
     lines = ["| target | head dim | kernel | registers | spilled, bytes | shared memory, KiB | warps of an SM |"]
     lines += ["|---|---|---|---|---|---|---|"]
     lines += [
@@ -111,8 +112,7 @@ def _occupancy(path: Path) -> str:
     return "\n".join(["", *lines, ""])
 
 
-def _step(path: Path) -> str:
-    content, rows = read_record(path)
+def _step(content: Content, rows: list[Row], record: str) -> str:
     lines = ["| | dtype | s | tokens/s | peak memory, MiB |", "|---|---|---|---|---|"]
     for dtype in dict.fromkeys(row.dtype for row in rows):
         ours = [row for row in rows if row.dtype == dtype]
@@ -132,9 +132,8 @@ def _step(path: Path) -> str:
     return "\n".join([_origin(content), "", *lines, "", "Where the time goes, " + "; ".join(shares) + ".", ""])
 
 
-def _parallel(path: Path) -> str:
+def _parallel(content: Content, rows: list[Row], record: str) -> str:
     """A line for each peer: our figure, its, and its over ours; the last column is our step with our own kernels."""
-    content, rows = read_record(path)
     lines = ["| ranks | | peer | ms: ours | peer's | × | MiB: ours | peer's | × | ms with our kernels |"]
     lines += ["|---" * 10 + "|"]
     for ours, kernels in ((row, other) for row, _, other in zip(*[iter(rows)] * 3, strict=True)):
@@ -146,13 +145,42 @@ def _parallel(path: Path) -> str:
     return "\n".join([_origin(content), "", *lines, ""])
 
 
+def _layouts(content: Content, rows: list[Row], record: str) -> str:
+    apart = dict(content["largest_distance"])
+    one, control, *others = apart
+    furthest = max(others, key=apart.__getitem__)
+    title = f"Loss curves in {len(others)} layouts, and how far each is from one process"
+    distance = (
+        f"Of {len(others)} layouts in float32 over Gloo, the losses of {len(content['losses'][one])} steps are at most "
+        f"{apart[furthest]:.1e} ({furthest}) from those of one process; summing in another order in one process takes "
+        f"them {apart[control]:.1e} away. {_ran(content)}"
+    )
+    return "\n".join(["", f"![{title}]({Path(record).with_suffix('.png')})", "", distance, ""])
+
+
+def _composition(content: Content, rows: list[Row], record: str) -> str:
+    layouts = content["layouts"]
+    worst = {key: max(layout["errors"][key] for layout in layouts) for key in layouts[0]["errors"]}
+    return (
+        f"{len(layouts)} of {content['of']:,} layouts, in which every {content['strength']} values of "
+        f"{len(content['dimensions'])} choices are together: in float64 {content['wrong']} are further than "
+        f"{content['tolerance']:.0e} from one process. The largest errors over three steps: "
+        f"{', '.join(f'{key} {error:.1e}' for key, error in worst.items())}. {_ran(content)}\n"
+    )
+
+
 def _beside(unit: float, ours: float | None, theirs: float | None) -> str:
     if ours is None or theirs is None:
         return "– | – | –"
     return f"{unit * ours:,.0f} | {unit * theirs:,.0f} | {theirs / ours:.2f}"
 
 
-def _origin(content: dict[str, Any]) -> str:
+def _ran(content: Content) -> str:
+    """As `_run`, for what has no speed."""
+    return f"Ran {_run(content)}: `{' '.join(content['command'])}`."
+
+
+def _origin(content: Content) -> str:
     machine = content["machine"]
     commit = (content["commit"] or "unknown commit")[:12] + (" with uncommitted changes" if content["dirty"] else "")
     copy = content["bandwidth_bytes_per_s"]["copy"] / 1e9
@@ -163,6 +191,16 @@ def _origin(content: dict[str, Any]) -> str:
     )
 
 
+BLOCKS = {
+    "bars": _bars,
+    "occupancy": _occupancy,
+    "step": _step,
+    "parallel": _parallel,
+    "layouts": _layouts,
+    "composition": _composition,
+}
+
+
 def main(arguments: list[str]) -> int:
     path = CHECKOUT / "README.md"
     old = path.read_text()
@@ -170,7 +208,7 @@ def main(arguments: list[str]) -> int:
     if "--check" not in arguments:
         path.write_text(new)
     elif new != old:
-        print("README.md: the table of bars is not what its record says; run `python -m benchmarks.readme`")
+        print("README.md: not what its records say; run `python -m benchmarks.readme`")
         return 1
     return 0
 

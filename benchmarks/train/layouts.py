@@ -125,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("words", nargs="*", help="settings of llmsys train, such as data.sequence_length=128")
     options = parser.parse_args(arguments)
     found = runs(options.steps, options.words)
-    content = content_of(found, sys.argv)
+    content = content_of(found, ["python", "-m", "benchmarks.train.layouts", *sys.argv[1:]])
     figure = options.figure
     if options.record:
         path = record_path(content)

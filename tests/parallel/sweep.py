@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 
-from llmsys.perf.report import RECORD_FORMAT, environment, record_path, write_record
+from llmsys.perf.report import environment, record, record_path, write_record
 from tests.parallel.composition import TOLERANCE, errors
 from tests.parallel.layouts import DIMENSIONS, Layout, covering, everything, name_of, size_of
 
@@ -51,7 +51,7 @@ def main() -> int:
     if options.record:
         dimensions = {name: list(values) for name, values in DIMENSIONS.items()}
         facts = {"suite": "composition", "strength": options.strength, "tolerance": TOLERANCE, "of": of, "wrong": wrong}
-        content = {"format": RECORD_FORMAT, **content, **facts, "dimensions": dimensions, "layouts": found}
+        content = record(content, [], **facts, dimensions=dimensions, layouts=found)
         write_record(record_path(content), content)
         print(record_path(content))
     return bool(wrong)
