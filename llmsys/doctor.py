@@ -66,6 +66,8 @@ def doctor(
     record: Annotated[bool, "Write what was found to benchmarks/records, in a source checkout."] = False,
 ) -> None:
     """Check every kernel on this machine against the reference. Exit code 1 if any is wrong."""
+    if record:
+        report.check_checkout()
     if env.has("triton") and not torch.cuda.is_available() and not env.triton_interpreted():
         env.restart_with(TRITON_INTERPRET="1")  # read when Triton is imported
     findings = examine()

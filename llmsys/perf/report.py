@@ -97,6 +97,18 @@ def record(environment: dict[str, Any], rows: Iterable[Row], **more: Any) -> dic
     return {"format": RECORD_FORMAT, **environment, **more, "rows": [asdict(row) for row in rows]}
 
 
+def check_checkout() -> None:
+    """Before a measurement that is to be recorded.
+
+    Errors     RuntimeError if llmsys does not run from a source checkout, which keeps records
+    """
+    if not (CHECKOUT / "benchmarks" / "records").is_dir():
+        raise RuntimeError(
+            f"llmsys.perf.report: {CHECKOUT} has no benchmarks/records, expected a source checkout to record in; "
+            "without --record nothing is written"
+        )
+
+
 def record_path(content: dict[str, Any]) -> Path:
     """Where this checkout keeps the record `content`: a folder for the machine, a file for the day and the suite."""
     return (

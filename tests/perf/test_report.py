@@ -4,6 +4,7 @@ import subprocess
 import pytest
 from rich.console import Console
 
+from llmsys import doctor as doctor_module
 from llmsys.perf import report
 
 ROW = report.Row(
@@ -48,6 +49,15 @@ def test_outside_a_checkout_there_is_no_commit(monkeypatch, tmp_path):
     monkeypatch.setattr(report, "CHECKOUT", tmp_path)
     environment = report.environment()
     assert environment["commit"] is None and environment["dirty"] is None
+
+
+def test_outside_a_checkout_nothing_is_recorded(monkeypatch, tmp_path):
+    """And that is said before minutes of work."""
+    report.check_checkout()
+    monkeypatch.setattr(report, "CHECKOUT", tmp_path)
+    monkeypatch.setattr(doctor_module, "examine", lambda: pytest.fail("examined"))
+    with pytest.raises(RuntimeError, match="has no benchmarks/records, expected a source checkout"):
+        doctor_module.doctor(record=True)
 
 
 @pytest.mark.parametrize(
