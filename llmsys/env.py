@@ -33,6 +33,12 @@ def explain_choices() -> bool:
     return os.environ.get("LLMSYS_EXPLAIN", "") not in ("", "0")
 
 
+def thread_settings() -> dict[str, str]:
+    """What is set of how threads are made and wait, which speeds depend on."""
+    prefixes = ("OMP_", "KMP_", "GOMP_", "MKL_")
+    return {name: value for name, value in sorted(os.environ.items()) if name.startswith(prefixes)}
+
+
 def triton_interpreted() -> bool:
     """`TRITON_INTERPRET=1`: Triton runs its kernels on CPU tensors, slowly, for tests."""
     return os.environ.get("TRITON_INTERPRET", "") in ("1", "true", "on", "yes")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import llmsys
+from llmsys import env
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -68,6 +69,7 @@ def environment(command: Sequence[str] = ()) -> dict[str, Any]:
             "gpus": gpus,
             "system": f"{platform.system()} {platform.machine()}",
         },
+        "thread_settings": env.thread_settings(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "llmsys": llmsys.__version__,

@@ -35,8 +35,10 @@ def test_record_round_trip(tmp_path):
     assert issue_fields | {"ceiling_percent", "peers"} <= set(content["rows"][0])
 
 
-def test_environment_names_machine_and_commit():
+def test_environment_names_machine_and_commit(monkeypatch):
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
     environment = report.environment()
+    assert environment["thread_settings"]["OMP_WAIT_POLICY"] == "passive"
     assert environment["machine"]["threads"] >= 1 and environment["machine"]["cpu"]
     assert report.machine_name(environment).replace("-", "").isalnum()
     if (report.CHECKOUT / ".git").exists():
