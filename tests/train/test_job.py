@@ -31,7 +31,12 @@ from .test_command import CONFIG, llmsys  # noqa: F401 (a fixture)
 STEPS, EVERY = 60, 20
 SETTINGS = (f"steps={STEPS}", f"checkpoint_every={EVERY}", "parallel.timeout_s=5", "parallel.connect_timeout_s=200")
 DP = ("parallel.dp=2", "parallel.zero=2")
-ENVIRONMENT = {"PYTHONPATH": str(Path(package.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+# torchrun, where it is new enough, kills a stopped rank after 5 s; it gives it 30.
+ENVIRONMENT = {
+    "PYTHONPATH": str(Path(package.__file__).parents[1]),
+    "OMP_NUM_THREADS": "1",
+    "PET_SHUTDOWN_TIMEOUT": "5",
+}
 # Fault → what does it, the ranks that say so, and the layout that it strikes.
 FAULTS = {
     "killed rank": (lambda hosts: hosts.signal_rank(3, signal.SIGKILL), {0, 1, 2}, ("parallel.pp=2", "parallel.tp=2")),
