@@ -194,7 +194,8 @@ def _cpu_field(name: str) -> str:
 
 
 def _commit() -> tuple[str | None, bool | None]:
-    """Commit of the source checkout and whether it has uncommitted changes; None where llmsys is not run from one."""
+    """Commit of the source checkout and whether it has uncommitted changes, other than records that were written before
+    this one; None where llmsys is not run from one."""
     if shutil.which("git") is None or not (CHECKOUT / ".git").exists():
         return None, None
 
@@ -202,7 +203,7 @@ def _commit() -> tuple[str | None, bool | None]:
         command = ["git", "-C", str(CHECKOUT), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
-    return git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))
+    return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--", ".", ":!benchmarks/records"))
 
 
 def command_line() -> list[str]:

@@ -47,6 +47,24 @@ def test_environment_names_machine_and_commit(monkeypatch):
         assert environment["dirty"] in (True, False)
 
 
+def test_records_of_the_same_day_are_no_change(monkeypatch, tmp_path):
+    def git(*arguments):
+        subprocess.run(["git", "-C", str(tmp_path), *arguments], check=True)
+
+    monkeypatch.setattr(report, "CHECKOUT", tmp_path)
+    for name, value in {"AUTHOR": "a", "COMMITTER": "a"}.items():
+        monkeypatch.setenv(f"GIT_{name}_NAME", value)
+        monkeypatch.setenv(f"GIT_{name}_EMAIL", "a@example.org")
+    git("init", "-q")
+    (tmp_path / "code").write_text("1")
+    git("add", "code")
+    git("commit", "-qm", "code")
+    report.write_record(tmp_path / "benchmarks" / "records" / "m" / "r.json", report.record(report.environment(), []))
+    assert report.environment()["dirty"] is False
+    (tmp_path / "code").write_text("2")
+    assert report.environment()["dirty"] is True
+
+
 def test_outside_a_checkout_there_is_no_commit(monkeypatch, tmp_path):
     monkeypatch.setattr(report, "CHECKOUT", tmp_path)
     environment = report.environment()
