@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from llmsys.parallel.mesh import Axis
 
 Map = Callable[[Tensor], Tensor]
 OPS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
-HERE = str(Path(__file__).parent)
+INSIDE = *(f"{Path(file).parent}{os.sep}" for file in (__file__, torch.__file__)), contextlib.__file__
 # PyTorch 2.13 renames them.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _reduce_scatter_by_backend = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
@@ -327,8 +328,8 @@ def _named(name: str, axis: Axis, place: str = "") -> Iterator[None]:
 
 
 def _call_site() -> str:
-    """Where the code outside this folder is that asked."""
+    """Where the code is that asked, outside of this folder and of PyTorch, whose backward asks for a gradient's sum."""
     frame = sys._getframe()
-    while frame.f_back is not None and frame.f_code.co_filename.startswith((HERE, contextlib.__file__)):
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(INSIDE):
         frame = frame.f_back
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"

@@ -1,13 +1,14 @@
 """Data parallelism and ZeRO: three steps end in the weights that one process has on the whole batch."""
 
 import itertools
+import sys
 
 import pytest
 import torch
 
 from llmsys import parallel
 from llmsys.models.llama import Llama, LlamaConfig
-from llmsys.parallel import Mesh
+from llmsys.parallel import Mesh, collectives
 from llmsys.parallel.zero import Zero
 from tests.parallel.ranks import run
 
@@ -129,3 +130,23 @@ def test_errors():
         Zero(model := torch.nn.Linear(2, 2), Mesh(), stage=3, units=[model, torch.nn.ReLU()])
     with pytest.raises(ValueError, match="no parameter asks for a gradient"):
         Zero(torch.nn.ReLU(), Mesh(), stage=1)
+
+
+def places_of_gradients():
+    """Where, as its message would say, each sum of a gradient was asked for."""
+    mesh = parallel.connect(dp=2)
+    model = Llama(SHAPE, dtype=torch.float64)
+    zero = Zero(model, mesh, stage=0, bucket_bytes=400)
+    seen, wait = [], collectives.Pending.wait
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(collectives.Pending, "wait", lambda pending: seen.append(pending.place) or wait(pending))
+        loss = model.loss(*batches()[0])
+        line = sys._getframe().f_lineno + 1
+        loss.backward()
+        for flat in zero._flats:
+            flat.finish_reduce()
+    assert len(seen) == len(zero._flats) > 3 and set(seen) == {f"{__file__}:{line}"}, seen
+
+
+def test_a_gradients_call_site_is_the_backwards():
+    run(2, places_of_gradients)
