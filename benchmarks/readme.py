@@ -86,9 +86,12 @@ def _place(content: Content, implementation: str) -> str:
     return re.sub(r"\(R\)", "", machine["cpu"])
 
 
+def _commit(content: Content) -> str:
+    return (content["commit"] or "unknown commit")[:12] + (" with uncommitted changes" if content["dirty"] else "")
+
+
 def _run(content: Content) -> str:
-    commit = (content["commit"] or "unknown commit")[:12] + (" with uncommitted changes" if content["dirty"] else "")
-    return f"{content['date'][:10]}, torch {content['torch']}, {commit}"
+    return f"{content['date'][:10]}, torch {content['torch']}, {_commit(content)}"
 
 
 def _bars(content: Content, rows: list[Row], record: str) -> str:
@@ -182,12 +185,12 @@ def _ran(content: Content) -> str:
 
 def _origin(content: Content) -> str:
     machine = content["machine"]
-    commit = (content["commit"] or "unknown commit")[:12] + (" with uncommitted changes" if content["dirty"] else "")
     copy = content["bandwidth_bytes_per_s"]["copy"] / 1e9
     place = ", ".join([*machine["gpus"], machine["cpu"], f"{machine['threads']} threads"])
     return (
         f"Measured {content['date'][:10]} on {place}, "
-        f"copy bandwidth {copy:.1f} GB/s, torch {content['torch']}, {commit}: `{' '.join(content['command'])}`."
+        f"copy bandwidth {copy:.1f} GB/s, torch {content['torch']}, {_commit(content)}: "
+        f"`{' '.join(content['command'])}`."
     )
 
 

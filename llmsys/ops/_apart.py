@@ -9,7 +9,7 @@ from torch import Tensor
 
 from llmsys.ops._impl import Impl
 from llmsys.ops.deferred import Later, active
-from llmsys.ops.sink import Product, Sink, sink_of
+from llmsys.ops.sink import Product, Sink, made, sink_of
 
 if TYPE_CHECKING:
     from llmsys.ops._op import Op
@@ -68,9 +68,7 @@ def set_apart(op: Op, args: tuple) -> tuple[tuple, Apart | None]:
 
 def _taken(gradient: Tensor | Product, sink: Sink | None) -> Tensor | None:
     """What is left of it for autograd."""
-    if not isinstance(gradient, Product):
-        return gradient
-    if sink is None:
-        return gradient.make()
+    if sink is None or not isinstance(gradient, Product):
+        return made(gradient)
     sink.add(gradient)
     return None

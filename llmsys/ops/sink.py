@@ -32,6 +32,10 @@ class Product:
         self.matmul(self.a, self.b, out, add=True, scale=scale)
 
 
+def made(gradient: Tensor | Product) -> Tensor:
+    return gradient.make() if isinstance(gradient, Product) else gradient
+
+
 @dataclass(frozen=True, eq=False)
 class Sink:
     """Where the gradient of `weight` is summed. Autograd then finds none, but its node runs. A copy of it is None.

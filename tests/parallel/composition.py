@@ -102,7 +102,6 @@ def in_parts(layout: Layout, device: str) -> Part:
         **({"seed": 0, "device": device} if layout["meta"] else {}),
         **{name: layout[name] for name in OPTIONS},
     )
-    on_cpu = partial(torch.Tensor.to, device="cpu", copy=True)
     adamw, losses, norms, gradients = torch.optim.AdamW(parallel.shards(), lr=1e-2), [], [], []
     for batch in batches():
         mine = batch.to(device).chunk(mesh.data.size, 1)[mesh.data.rank]
@@ -115,7 +114,7 @@ def in_parts(layout: Layout, device: str) -> Part:
         adamw.step()
         parallel.gather()
     with parallel.whole():
-        weights = {name: (0, on_cpu(weight.flatten())) for name, weight in model.state_dict().items()}
+        weights = {name: (0, weight.flatten().to("cpu", copy=True)) for name, weight in model.state_dict().items()}
     return Part(torch.stack(losses).cpu(), torch.stack(norms).cpu(), gradients, weights, parallel.cut)
 
 

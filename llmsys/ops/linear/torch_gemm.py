@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from llmsys.ops._matmul import rows, torch_matmul
 from llmsys.ops.linear import reference
-from llmsys.ops.sink import Product
+from llmsys.ops.sink import Product, made
 
 
 def why_not(
@@ -49,9 +49,8 @@ def forward(
 
 def backward(*args: Any, out: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(dx, dweight, dbias), without elements where not needed; `out`, where given, is dx."""
-    (dx, nothing, dbias), weights = backward_in_parts(*args, out=out)
-    _, dweight, _ = weights()
-    return dx, dweight.make() if isinstance(dweight, Product) else nothing, dbias
+    (dx, _, dbias), weights = backward_in_parts(*args, out=out)
+    return dx, made(weights()[1]), dbias
 
 
 def backward_in_parts(

@@ -11,7 +11,7 @@ from llmsys.ops._matmul import Matmul, rows
 from llmsys.ops._op import Impl, Op
 from llmsys.ops.geglu import OP as GEGLU
 from llmsys.ops.reglu import OP as REGLU
-from llmsys.ops.sink import Product
+from llmsys.ops.sink import Product, made
 from llmsys.ops.swiglu import OP as SWIGLU
 
 # Activation → the op that computes f(gate) · up, and what it takes besides the two.
@@ -100,6 +100,6 @@ def implementation(name: str, matmul: Matmul, **when: Any) -> Impl:
     def backward(*args: Any, out: Tensor | None = None) -> tuple[Tensor, ...]:
         """(dx, dgate_weight, dup_weight, ddown_weight), without elements where not needed."""
         (dx, *_), weights = backward_in_parts(*args, out=out)
-        return dx, *(each.make() if isinstance(each, Product) else each for each in weights()[1:])
+        return dx, *map(made, weights()[1:])
 
     return Impl(name, forward, backward, infer=infer, backward_in_parts=backward_in_parts, **when)
